@@ -38,6 +38,9 @@ class Rank(Protocol[R]):
     def encode(self, request: R) -> None:
         """Encode a request's texts, and send the embeddings to the processes that denoise."""
 
+    def conditions(self, request: R) -> None:
+        """Encode a request's pictures, and send them to the processes that denoise."""
+
     def denoise(self, request: R) -> None:
         """Denoise a request's latents, with the other denoising processes, and send them to the decoder."""
 
@@ -57,6 +60,8 @@ def run(rank: Rank[R]) -> None:
     for stages, request in rank.requests():
         if "encode" in stages:
             rank.encode(request)
+        if "conditions" in stages:  # only if the request has pictures
+            rank.conditions(request)
         if "denoise" in stages:
             rank.denoise(request)
         if "decode" in stages:

@@ -36,6 +36,7 @@ from paradit.progress import Progress
 from paradit.provenance import provenance, tags
 from paradit.sampling.sampler import Work
 from paradit.scheduler_check import check_scheduler
+from paradit.stages.conditions import conditions
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode
@@ -132,7 +133,20 @@ def text_to_video(
     prompts = _shared(
         encode(model, request, progress) if predictor.is_first else None, model, request, predictor
     )
-    work = Work(model=model, request=request, prompts=prompts, progress=progress, predictor=predictor)
+    encoded: Iterator[Tensor] = iter(())
+    if request.has_pictures and predictor.is_first:
+        encoded = iter(conditions(model, request, progress))
+    work = Work(
+        model=model,
+        request=request,
+        prompts=prompts,
+        conditions=tuple(
+            predictor.share(partial(next, encoded), shape, torch.float32, model.device)
+            for shape in model.condition_shapes(request)
+        ),
+        progress=progress,
+        predictor=predictor,
+    )
     blocks = list(denoise(work))
     latents = torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
     return Video(latents=latents, request=request, model=model, progress=progress)

@@ -24,7 +24,7 @@ from paradit.scheduling.balance import (
     name_of,
     simulate,
 )
-from paradit.scheduling.stages import AHEAD, STAGES, decoder_of
+from paradit.scheduling.stages import AHEAD, PLACED, decoder_of
 from paradit.scheduling.stages import steps as each_step
 
 GROUPS = [
@@ -108,13 +108,14 @@ def random_cases(number: int) -> Iterator[tuple[Placement, int, dict[str, float]
         ranks, groups = GROUPS[index % len(GROUPS)]
         # Whole numbers create ties, which a simulation may resolve wrongly.
         stages = [draw.choice([draw.uniform(0.1, 5), float(draw.randint(1, 4))]) for _ in range(3)]
-        yield placed(ranks, groups), draw.randint(1, 9), seconds(*stages)
+        pictures = {"conditions": draw.uniform(0.1, 3)} if index % 3 == 0 else {}
+        yield placed(ranks, groups), draw.randint(1, 9), seconds(*stages) | pictures
 
 
 def test_bounds_and_conserved_work() -> None:
     for placement, requests, stages in random_cases(200):
         spans = simulate(placement, requests, stages)
-        assert len(spans) == len(STAGES) * requests
+        assert len(spans) == len(stages) * requests
         total = makespan(placement, requests, stages)
         busy = [0.0] * placement.ranks
         for span in spans:
@@ -122,15 +123,20 @@ def test_bounds_and_conserved_work() -> None:
             for rank in span.ranks:
                 busy[rank] += stages[span.stage]
         own = sum(stages.values())
-        assert own <= total + 1e-9
+        beside = min(stages["encode"], stages.get("conditions", 0.0))  # on ranks of their own
+        assert own - beside <= total + 1e-9
         assert max(busy) <= total + 1e-9
         assert total <= requests * own + 1e-9
         for rank in range(placement.ranks):
             mine = sorted((span.start, span.end) for span in spans if rank in span.ranks)
             assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(mine))
         when = {(span.stage, span.request): span for span in spans}
-        for request, (before, after) in product(range(requests), [STAGES[:2], STAGES[1:]]):
+        for request, (before, after) in product(range(requests), [PLACED[:2], PLACED[1:]]):
             assert when[before, request].end <= when[after, request].start + 1e-9
+
+
+INPUTS = ("encode", "conditions")
+"""Stages whose results go to the ranks that denoise."""
 
 
 class Events:
@@ -170,31 +176,36 @@ class Events:
     def rank(self, rank: int) -> Iterator[Any]:
         placement, decoders = self.placement, self.placement.decode_ranks
         index = decoders.index(rank) if rank in decoders else -1
-        steps = deque(each_step(placement.stages_of(rank), index, len(decoders), range(self.requests)))
+        requests, before = range(self.requests), [one for one in self.stages if one in INPUTS]
+        pictures = requests if "conditions" in self.stages else ()
+        work = placement.work_of(rank)
+        steps = deque(each_step(work, index, len(decoders), requests, with_pictures=pictures))
         leaving: dict[Any, deque[Any]] = defaultdict(deque)
         while steps:
             stage, request = steps.popleft()
             decoder = decoders[decoder_of(request, len(decoders))]
-            if stage != "encode":
-                message = (stage, request)
+            for source in {"denoise": before, "decode": ["denoise"]}.get(stage, []):
+                message = (source, request)
                 yield lambda message=message: message in self.sent
                 self.taken.setdefault(message, set()).add(rank)
             if stage == "denoise":
-                yield from self.meet(rank, message, set(placement.denoise_ranks))
+                yield from self.meet(rank, (stage, request), set(placement.denoise_ranks))
             yield self.stages[stage]
-            if stage == "encode":
-                yield from self.send(("denoise", request), {*placement.denoise_ranks} - {rank}, leaving["e"])
+            if stage in INPUTS:
+                depth = AHEAD * len(decoders) if stage == "encode" else AHEAD
+                others = {*placement.denoise_ranks} - {rank}
+                yield from self.send((stage, request), others, leaving[stage], depth)
             if stage == "denoise" and rank == placement.denoise_ranks[0]:
-                yield from self.send(("decode", request), {decoder} - {rank}, leaving[decoder])
+                yield from self.send((stage, request), {decoder} - {rank}, leaving[decoder], AHEAD)
             last = not steps or steps[0][1] != request
             if last and len(placement.denoise_ranks) == placement.ranks:
                 yield from self.meet(rank, ("end", request), set(range(placement.ranks)))
 
-    def send(self, message: Any, others: set[int], leaving: deque[Any]) -> Iterator[Any]:
+    def send(self, message: Any, others: set[int], leaving: deque[Any], depth: int) -> Iterator[Any]:
         self.sent.add(message)
         if others:
             leaving.append((message, others))
-        while len(leaving) > AHEAD:
+        while len(leaving) > depth:
             oldest, receivers = leaving.popleft()
             yield lambda one=oldest, by=receivers: by <= self.taken.get(one, set())
 

@@ -128,10 +128,10 @@ def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[
 
     divide, seen = QueueSampler.divide, []
 
-    def watched(self: Any, model: Any, *others: Any) -> Any:
-        seen.append([len(expert.module.blocks) for expert in model.experts])
-        share = divide(self, model, *others)
-        seen.append([len(expert.module.blocks) for expert in model.experts])
+    def watched(self: Any, work: Any, *others: Any) -> Any:
+        seen.append([len(expert.module.blocks) for expert in work.model.experts])
+        share = divide(self, work, *others)
+        seen.append([len(expert.module.blocks) for expert in work.model.experts])
         return share
 
     QueueSampler.divide = watched  # type: ignore[method-assign, assignment]

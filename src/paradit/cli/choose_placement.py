@@ -20,7 +20,7 @@ from paradit.engine.this_machine import calibrated_cluster
 from paradit.files import read_text
 from paradit.launcher_environment import launched
 from paradit.models.spec import ModelSpec
-from paradit.scheduling.stages import STAGES
+from paradit.scheduling.stages import PLACED
 
 AUTO = "auto"
 
@@ -60,7 +60,7 @@ def asked_placement(options: GenerateOptions) -> Placement:
     chosen = _read_placement(options.placement)
     chosen |= {name: value for name, value in options.others.items() if name in placement_fields()}
     chosen = read_values(placement_fields(), chosen)
-    groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
+    groups = [ranks for stage in PLACED for ranks in chosen.get(stage) or ()]
     automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
     if there and (groups or automatic or replicas > 1):
         raise InputError(

@@ -36,7 +36,7 @@ from paradit.config.options import (
 from paradit.config.requests import ResolvedRequest
 from paradit.config.values import NONE, Value, Values
 from paradit.models.spec import ModelSpec
-from paradit.scheduling.stages import STAGES
+from paradit.scheduling.stages import PLACED, STAGES
 
 CFG_DEGREES = (1, 2)
 RANKS = Option()
@@ -174,7 +174,7 @@ class Placement:
                 f"{self.ranks} ranks cannot be divided into {self.replicas} replicas: "
                 f"use replicas of {divisors(self.ranks)}"
             )
-        groups = [stage for stage in STAGES if getattr(self, stage) is not None]
+        groups = [stage for stage in PLACED if getattr(self, stage) is not None]
         if self.replicas > 1 and groups:
             raise InputError(
                 f"each of {self.replicas} replicas does all stages, but {groups[0]} has ranks of its own: "
@@ -182,7 +182,7 @@ class Placement:
             )
 
     def _check_groups(self) -> None:
-        for stage in STAGES:
+        for stage in PLACED:
             ranks = getattr(self, stage)
             if ranks is None:
                 continue
@@ -286,10 +286,19 @@ class Placement:
         return (self.denoise_ranks if self.decode is None else self.decode)[:1]
 
     def stages_of(self, rank: int) -> tuple[str, ...]:
-        """Return the stages that a rank does, in the order in which a video passes through them."""
+        """Return the placed stages that a rank does, in the order in which a video passes through them.
+
+        The first rank of each of `decode_groups` also encodes pictures: see `work_of`.
+        """
         groups = self.encode_ranks, self.denoise_ranks, self.decode_ranks
         within = rank % self.replica_ranks
-        return tuple(stage for stage, group in zip(STAGES, groups, strict=True) if within in group)
+        return tuple(stage for stage, group in zip(PLACED, groups, strict=True) if within in group)
+
+    def work_of(self, rank: int) -> tuple[str, ...]:
+        """Return all stages that a rank does, in order, also `conditions`, which only some requests have."""
+        within, placed = rank % self.replica_ranks, self.stages_of(rank)
+        writes = any(within == group[0] for group in self.decode_groups)
+        return tuple(stage for stage in STAGES if stage in placed or (stage == "conditions" and writes))
 
     @property
     def branch_ranks(self) -> int:

@@ -10,7 +10,7 @@ from paradit.config.errors import InputError
 from paradit.config.limits import digits, shown
 from paradit.config.options import read_object, read_values
 from paradit.config.placement import Placement, check_rank, placement_fields
-from paradit.scheduling.stages import STAGES
+from paradit.scheduling.stages import PLACED
 
 
 def read_placement(text: str) -> Placement:
@@ -31,7 +31,7 @@ def read_groups(text: str) -> dict[str, tuple[int, ...]]:
     groups: dict[str, tuple[int, ...]] = {}
     for word in text.split():
         match = re.fullmatch(r"(\w+)=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", word)
-        if match is None or match[1] not in STAGES:
+        if match is None or match[1] not in PLACED:
             raise InputError(
                 "placement must be written like 'denoise=0-5 decode=6 encode=6' or name a .json file, "
                 f"got {shown(word)}"

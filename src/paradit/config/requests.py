@@ -136,6 +136,11 @@ class ResolvedRequest(Steps):
     """How a picture or video of another aspect is fitted to the size: `cover`, `contain` or `stretch`."""
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether the video is made from pictures or a video, not from text alone."""
+        return any((self.image, self.last_image, self.video))
+
+    @property
     def endless(self) -> bool:
         """Whether the requested video goes on until the user stops it."""
         return self.num_frames == ENDLESS

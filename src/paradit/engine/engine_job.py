@@ -17,7 +17,7 @@ from paradit.progress import Event, StageStarted
 from paradit.video.frame import Frame
 from paradit.video.reader import read_video
 
-DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
+DOING = {"encode": "encoding", "conditions": "encoding", "denoise": "denoising", "decode": "decoding"}
 """Mapping from the name of a stage to the status of a job during it."""
 ENDED = ("done", "failed", "cancelled")
 

@@ -23,7 +23,7 @@ BLOCK, ENDED, FAILED = range(3)
 
 
 class FailedElsewhere(Exception):
-    """Exception on a decode rank: the request has failed on the denoise rank, which reports the cause."""
+    """Exception raised if a request has failed on another rank, which reports the cause."""
 
 
 class BlockStream:
@@ -122,7 +122,8 @@ class Latents:
         """Send each frame block to a decoder as soon as it is denoised.
 
         If denoising raises FloatingPointError (latents are not finite) or Unwanted (nobody wants the rest of
-        the video), the decoder is told that no more blocks come, and the exception is raised again.
+        the video) or FailedElsewhere, the decoder is told that no more blocks come, and the exception is
+        raised again.
         """
         began, shapes = time.monotonic(), self._block_shapes(request)
 
@@ -142,7 +143,7 @@ class Latents:
             for block in blocks:
                 send(block, BLOCK)
                 next(shapes)  # so that `send_nothing` knows the shape that the decoder expects
-        except (FloatingPointError, Unwanted):
+        except (FloatingPointError, Unwanted, FailedElsewhere):
             send_nothing(FAILED)
             raise
         send_nothing(ENDED)

@@ -36,6 +36,14 @@ class Order:
     checkpoint_steps: int | None = None
     """Denoising steps between checkpoints; None: by time."""
 
+    @property
+    def undecoded(self) -> str:
+        """Key under which a decode rank publishes, to all ranks, that its decode has failed.
+
+        The ranks that denoise then end the video.
+        """
+        return f"video {self.number} is not wanted"
+
     def failed(self, error: Exception) -> Failed:
         """Return the event that the video cannot be made, because of `error`."""
         why = str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,16 +19,16 @@ from paradit.distributed.world import World
 from paradit.engine import predictors
 from paradit.engine.checkpoints import SavedProgress
 from paradit.engine.events import Began, Cancelled, Doing, Finished
+from paradit.engine.input_transfer import Inputs, InputTransfer
 from paradit.engine.latent_transfer import BlockStream, FailedElsewhere, Latents
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.output import Written, save_latents, write_output
-from paradit.engine.prompt_transfer import Prompts
 from paradit.engine.replicas import gathered_memory, of_replica, own_world, tell_memory
 from paradit.engine.request_record import Open
 from paradit.engine.run_folder import RunFolder
 from paradit.memory_check import name_of
 from paradit.models.common.latent_blocks import LatentBlocks
-from paradit.models.protocol import Frames, Prompt
+from paradit.models.protocol import Frames
 from paradit.models.spec import ModelSpec
 from paradit.parallel.predictor import Predictor
 from paradit.pipeline import load, run
@@ -38,10 +38,14 @@ from paradit.sampling.early_stop import Unwanted, no_blocks
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.sampler import Work, sampler_of
 from paradit.scheduling.stages import decoder_of, program
+from paradit.stages.conditions import conditions
 from paradit.stages.decode import Undecoded, decode
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode
 from paradit.trace.spans import STAGE, span
+
+FAILURES = (OSError, InputError, OutOfMemory)
+"""Exceptions that end one request, and no other."""
 
 
 def rank_program(
@@ -105,9 +109,10 @@ class _Rank:
         self._predictor = predictors.predictor(placement, spec, denoisers, self._helped)
         self._pipeline = predictors.pipeline(placement, request, world)
         self._grid = method_of(request).grid(placement, request, spec)
-        self._prompts = Prompts(placement, world)
         # If all ranks denoise, they gather their memory figures after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
+        # Inputs are sent ahead, so results that travel the other way must not queue behind them.
+        self._ahead = world if world is None or self._all_meet else world.way_back()
         self._open: dict[int, Open] = {}
         self._taken = 0
         self._began = time.monotonic()
@@ -133,12 +138,19 @@ class _Rank:
                 layers=self._pipeline is None or self._grid.num_slices == 1,
             )
         self._load_seconds = progress.seconds
+        self._inputs = InputTransfer(self._model, self._placement, self._ahead)
         self._latents = Latents(self._spec, self._placement, self._world, self._model.device)
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], Order]]:
         """Yield orders (videos to make) as they come, each with the stages that this rank has to do next."""
-        decoders, stages = len(self._placement.decode_groups), self._stages
-        return program(stages, self._decoder, decoders, self._take, lambda order: order.is_denoised)
+        return program(
+            self._placement.work_of(self._rank),
+            self._decoder,
+            len(self._placement.decode_groups),
+            self._take,
+            is_denoised=lambda order: order.is_denoised,
+            has_pictures=lambda order: order.job.request.has_pictures,
+        )
 
     def _take(self, wait: bool) -> Order | None:
         """Take the next order (a video to make) from the inbox, create a record of it, and return it.
@@ -159,28 +171,43 @@ class _Rank:
 
         Sends None instead if the request is no longer wanted.
         """
-        request, wanted = order.job.request, self._inbox.is_wanted(order)
+        request, prompts = order.job.request, None
         self._emit(Doing(job=order.number, stage="encode"))
-        prompts = None
-        if wanted:
+        if self._inbox.is_wanted(order):
             self._emit(Began(job=order.number, count=order.job.count, prompt=request.prompt))
-            with self._timed(order, "encode"):
+            with self._open[order.number].timed("encode", order.job.index):
                 prompts = encode(self._model, request, self._telling(order))
-        self._prompts.send(self._model, request, prompts)
+        self._inputs.send_prompts(request, prompts)
+
+    def conditions(self, order: Order) -> None:
+        """Encode a request's pictures, and send them to the ranks that denoise.
+
+        Sends None instead if the request is no longer wanted, or if its pictures cannot be encoded.
+        """
+        request, encoded, failed = order.job.request, None, False
+        self._emit(Doing(job=order.number, stage="conditions"))
+        if self._inbox.is_wanted(order):
+            try:
+                with self._open[order.number].timed("conditions", order.job.index):
+                    encoded = conditions(self._model, request, self._telling(order))
+            except FAILURES as error:
+                failed = True
+                self._end_early(order, error)
+        self._inputs.send_conditions(request, self._decoder, encoded, failed=failed)
 
     def denoise(self, order: Order) -> None:
         """Denoise a request's latents; the first rank that denoises sends them to the decoder."""
         predictor, open_, latents = self._predictor, self._open[order.number], None
         assert predictor is not None
         self._emit(Doing(job=order.number, stage="denoise"))
-        prompts = self._prompts.receive(self._model, order.job.request)
+        inputs = self._inputs.receive(order.job.request, self._decoder_of(order))
         if method_of(order.job.request).streams:
-            self._denoise_blocks(order, prompts, predictor)
+            self._denoise_blocks(order, inputs, predictor)
             return
         try:
-            with self._timed(order, "denoise"):
-                (latents,) = self._blocks(order, prompts, predictor)
-        except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
+            with self._open[order.number].timed("denoise", order.job.index):
+                (latents,) = self._blocks(order, inputs, predictor)
+        except (FloatingPointError, Unwanted, FailedElsewhere) as error:  # on all of these ranks alike
             if predictor.is_first:
                 self._end_early(order, error)
         if predictor.is_first and latents is not None and (saved_progress := self._saved_progress(order)):
@@ -191,51 +218,47 @@ class _Rank:
             seconds = open_.seconds.get("denoise", 0.0)
             self._latents.send(self._decoder_of(order), order.job.request, latents, seconds)
 
-    def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, predictor: Predictor) -> None:
+    def _denoise_blocks(self, order: Order, inputs: Inputs | Exception, predictor: Predictor) -> None:
         """Denoise a long video; the first denoise rank sends each denoised frame block to the decoder."""
         if self._decoder >= 0 and predictor.is_first:
             # This rank decodes, too: each block before the next one is denoised.
-            self._open[order.number].block_stream = BlockStream(self._blocks(order, prompts, predictor))
+            self._open[order.number].block_stream = BlockStream(self._blocks(order, inputs, predictor))
             return
         try:
-            with self._timed(order, "denoise"):
-                blocks = self._blocks(order, prompts, predictor)
+            with self._open[order.number].timed("denoise", order.job.index):
+                blocks = self._blocks(order, inputs, predictor)
                 if predictor.is_first:
                     self._latents.send_blocks(self._decoder_of(order), order.job.request, blocks)
                 deque(blocks, maxlen=0)  # other ranks take part, and get no blocks
-        except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
+        except (FloatingPointError, Unwanted, FailedElsewhere) as error:  # on all of these ranks alike
             # If the decode has failed, the rank that decodes has reported why.
             if predictor.is_first and not (isinstance(error, Unwanted) and self._inbox.is_wanted(order)):
                 self._end_early(order, error)
 
-    def _blocks(
-        self, order: Order, prompts: tuple[Prompt, ...] | None, predictor: Predictor
-    ) -> Iterator[Tensor]:
+    def _blocks(self, order: Order, inputs: Inputs | Exception, predictor: Predictor) -> Iterator[Tensor]:
         """Return an iterator over denoised latents: frame blocks, or all latents as one.
 
         On the first rank that denoises, the iterator yields them; on the others it yields nothing.
         """
-        if prompts is None:
-            return no_blocks()
-        request, device = order.job.request, self._model.device
-        progress, sampler = self._telling(order if predictor.is_first else None), sampler_of(request)
-        # Layers are divided by their measured times, for which a request and its prompts are needed.
-        if self._layers is None and self._pipeline is not None:
-            with progress.stage("load"), self._timed(order, "load"):
-                self._layers = sampler.divide(self._model, request, prompts, self._pipeline, self._grid)
+        if isinstance(inputs, Exception):
+            return no_blocks(inputs)
+        progress = self._telling(order if predictor.is_first else None)
         saved_progress = self._saved_progress(order) if predictor.is_first else None
-        return denoise(
-            Work(
-                model=self._model,
-                request=request,
-                prompts=prompts,
-                progress=progress,
-                predictor=predictor,
-                share=self._layers,
-                checkpoints=saved_progress.checkpoints(device) if saved_progress else None,
-                wanted=lambda: self._world is None or not self._world.is_published(self._undecoded(order)),
-            )
+        work = Work(
+            model=self._model,
+            request=order.job.request,
+            prompts=inputs.prompts,
+            conditions=inputs.conditions,
+            progress=progress,
+            predictor=predictor,
+            checkpoints=saved_progress.checkpoints(self._model.device) if saved_progress else None,
+            wanted=lambda: self._world is None or not self._world.is_published(order.undecoded),
         )
+        # Layers are divided by their measured times, for which a request and its inputs are needed.
+        if self._layers is None and self._pipeline is not None:
+            with progress.stage("load"), self._open[order.number].timed("load", order.job.index):
+                self._layers = sampler_of(work.request).divide(work, self._pipeline, self._grid)
+        return denoise(replace(work, share=self._layers))
 
     def decode(self, order: Order) -> None:
         """Decode a video and write its file, or decode this rank's tiles for the rank that writes it.
@@ -244,26 +267,23 @@ class _Rank:
           or file              (`_latents_of`)             (`stages.decode`)             (`_write`)
         """
         self._emit(Doing(job=order.number, stage="decode"))
-        latents = self._latents_of(order)
-        open_ = self._open[order.number]
+        latents, open_ = self._latents_of(order), self._open[order.number]
         open_.is_through = True
         if isinstance(latents, Tensor) and not latents.isfinite().all():
             return  # the request has ended early, and that was reported
         progress, tile = self._telling(order if self._writes else None), order.job.request.vae_tile
         write = partial(self._write, order, latents, progress)
         try:
-            with self._timed(order, "decode"):
+            with self._open[order.number].timed("decode", order.job.index):
                 open_.written = decode(self._model, latents, tile, progress, write, world=self._sharers)
-        except FailedElsewhere:
-            pass  # the denoise ranks report why
-        except (OSError, InputError, OutOfMemory, FloatingPointError, Unwanted, Undecoded) as error:
+        except (*FAILURES, FloatingPointError, Unwanted, Undecoded, FailedElsewhere) as error:
             if self._writes or isinstance(error, OSError):  # all ranks that share the decode end it alike
                 self._end_early(order, error)
         else:
             open_.is_decoded = True
             if open_.written is not None and (saved_progress := self._saved_progress(order)):
                 saved_progress.finish()
-        self._end_block_stream(order)
+        open_.end_block_stream(order, self._world)
 
     def _write(
         self, order: Order, latents: Tensor | LatentBlocks, progress: Progress, frames: Generator[Frames]
@@ -282,14 +302,6 @@ class _Rank:
             progress=progress,
             name_next=saved_progress.name_next if saved_progress else None,
         )
-
-    def _end_block_stream(self, order: Order) -> None:
-        """Let the ranks that denoise a long video reach its end, also if its decode has failed."""
-        open_ = self._open[order.number]
-        if self._world and open_.block_stream is not None and not order.job.request.endless:
-            if not open_.is_decoded:
-                self._world.publish(self._undecoded(order))  # they then denoise no further
-            open_.block_stream.drain()
 
     def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
         """Yield frames while the video is wanted; raise the exception `Undecoded` once it is cancelled."""
@@ -325,7 +337,12 @@ class _Rank:
             yield block
         if job.latents is not None and self._writes:
             latents = torch.cat(collected, dim=2)
-            save_latents(job.latents, latents, job.about(self._spec), self._provenance(order))
+            save_latents(
+                job.latents,
+                latents,
+                job.about(self._spec),
+                self._provenance(order),
+            )
 
     def account(self, order: Order) -> None:
         """Report a request's result if this rank wrote the video; called after this rank's stages of it."""
@@ -346,7 +363,7 @@ class _Rank:
         """Wait until all that was sent is received; report peak memory if `Finished` events have not."""
         if self._helper is not None:
             self._helper.until_latents()  # ends the helping: no more latents come
-        self._prompts.close()
+        self._inputs.close()
         self._latents.close()
         if self._helped is not None:
             self._helped.close()
@@ -368,31 +385,15 @@ class _Rank:
 
     def _provenance(self, order: Order) -> dict[str, Any] | None:
         """Return the record, for metadata, of what a video was made from; None if metadata is not wanted."""
-        if not order.metadata:
-            return None
-        dtype = name_of(self._model.dtype)
-        return provenance(order.job.request, self._spec, dtype, self._placement.attention_backend)
-
-    def _undecoded(self, order: Order) -> str:
-        """Return the key under which a decode rank publishes, to all ranks, that its decode has failed.
-
-        The ranks that denoise then end the video.
-        """
-        return f"video {order.number} is not wanted"
+        dtype, backend = name_of(self._model.dtype), self._placement.attention_backend
+        return provenance(order.job.request, self._spec, dtype, backend) if order.metadata else None
 
     def _telling(self, order: Order | None) -> Progress:
         """Return a reporter of progress on an order (a video to make); for None, of warnings only."""
         return Progress(self._emit, order.number) if order is not None else Progress()
 
     def _end_early(self, order: Order, error: Exception) -> None:
-        """Report that an order (a video to make) was cancelled, or has failed because of `error`."""
+        """Report that an order was cancelled, or has failed because of `error`; another rank may do that."""
         is_cancelled = isinstance(error, (Unwanted, Undecoded))
-        self._emit(Cancelled(job=order.number) if is_cancelled else order.failed(error))
-
-    @contextmanager
-    def _timed(self, order: Order, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        with span(stage, STAGE, request=order.job.index):
-            yield
-        seconds = self._open[order.number].seconds
-        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
+        if not isinstance(error, FailedElsewhere):
+            self._emit(Cancelled(job=order.number) if is_cancelled else order.failed(error))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.latent_transfer import BlockStream
+from paradit.engine.orders import Order
 from paradit.engine.output import Written
 from paradit.models.spec import ModelSpec
+from paradit.trace.spans import STAGE, span
 
 
 @dataclass
@@ -28,6 +34,27 @@ class Open:
     is_decoded: bool = False
     is_through: bool = False
     """Whether this rank has reached the request's decode, its last stage; the record is then deleted."""
+
+    @contextmanager
+    def timed(self, stage: str, index: int) -> Iterator[None]:
+        """Time and trace a stage of the request, which runs in the `with` block.
+
+        index: index of the request in its run.
+        """
+        began = time.monotonic()
+        with span(stage, STAGE, request=index):
+            yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    def end_block_stream(self, order: Order, world: World | None) -> None:
+        """Let the ranks that denoise a long video reach its end, also if its decode has failed.
+
+        order: the order (a video to make) of the request. world: all ranks; None: this process alone.
+        """
+        if world and self.block_stream is not None and not order.job.request.endless:
+            if not self.is_decoded:
+                world.publish(order.undecoded)  # they then denoise no further
+            self.block_stream.drain()
 
     def result(
         self, job: Job, spec: ModelSpec, *, began: float, memory: list[int] | None, device: str, dtype: str

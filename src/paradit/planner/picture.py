@@ -14,7 +14,13 @@ from paradit.trace.spans import STAGE, STEP
 WIDTH, ROW, GAP = 1600, 34, 8
 """Width of the picture, height of a rank's row, and space between two rows, in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 100, 130, 92, 76
-COLORS = {"encode": "#7a5195", "denoise": "#2f6db3", "decode": "#e07b39", "load": "#888888"}
+COLORS = {
+    "encode": "#7a5195",
+    "conditions": "#3f9b6c",
+    "denoise": "#2f6db3",
+    "decode": "#e07b39",
+    "load": "#888888",
+}
 BLOCKS = ("#2f6db3", "#4c9f70", "#a06cb4", "#c25b6a", "#4aa3b8", "#8c8c3c")
 """Colours of a long video's frame blocks in the picture; they repeat if there are more blocks."""
 BACK, IDLE, INK, GREY = "#ffffff", "#eceef1", "#1d2430", "#68707c"
@@ -71,7 +77,7 @@ def _row(
 
 def _color(span: Span, *, in_blocks: bool) -> str | None:
     """Return the colour of a trace span in the picture, or None if it is not drawn."""
-    if not in_blocks or span.name == "encode":
+    if not in_blocks or span.name in ("encode", "conditions"):
         if span.category != STAGE:
             return None
         color = COLORS[span.name]

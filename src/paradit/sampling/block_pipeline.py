@@ -51,7 +51,7 @@ from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.pipeline_links import PipelineLinks, Shapes
 from paradit.sampling.solver import solver_step
-from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
+from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context, changes_of
 from paradit.scheduling.layer_pipeline import Collect, Compute, PipelineGrid, program
 from paradit.trace.spans import STEP, span
 
@@ -74,6 +74,7 @@ class BlockPipeline:
         size: tuple[int, int],
         *,
         request: ResolvedRequest,
+        conditions: tuple[Tensor, ...] = (),
         progress: Progress | None = None,
         later: Sequence[tuple[int, Prompt]] = (),
         share: LayerShare | None = None,
@@ -85,13 +86,17 @@ class BlockPipeline:
 
         prompts: the prompt and, with guidance, the negative prompt. If each guidance branch does not have
         ranks of its own, the branches are computed one after the other. size: (h, w) of the latents.
-        request: the request, for its steps and its guidance. later: pairs of a frame block's index, counted
-        from 0, and the prompt that replaces the first one from that block on. share: this rank's part in the
-        pipeline, as `divide_layers` returned it; None for one process. state: a state from which to resume,
-        which `save` of `blocks` received earlier. wanted: function that returns whether the rest of the video
-        is still wanted; it is called on the first rank, in every round and after every frame block.
+        request: the request, for its steps and its guidance. conditions: the request's encoded pictures.
+        later: pairs of a frame block's index, counted from 0, and the prompt that replaces the first one from
+        that block on. share: this rank's part in the pipeline, as `divide_layers` returned it; None for one
+        process. state: a state from which to resume, which `save` of `blocks` received earlier. wanted:
+        function that returns whether the rest of the video is still wanted; it is called on the first rank,
+        in every round and after every frame block.
         """
-        self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
+        self._model, self._noise, self._size = model, noise, size
+        self._given = model.conditions(request, conditions)
+        self._prompts = self._given.prompts(prompts)
+        later = [(block, self._given.prompts((prompt,))[0]) for block, prompt in later]
         self._request, self._scales = request, request.guidance_scales(model.spec)
         self._kernel, self._later, self._wanted = kernel, later, wanted
         self._progress = progress or Progress()
@@ -101,7 +106,7 @@ class BlockPipeline:
         self._timesteps = model.scheduler(request).timesteps
         self._experts = experts_of(model, request, self._timesteps)
         # An expert cannot read the keys of another one's layers: at these steps they are computed again.
-        self._queue = replace(queue, expert_steps=_changes(self._experts))
+        self._queue = replace(queue, expert_steps=changes_of(self._experts))
         self._contexts: dict[tuple[int, int], TextContext] = {}
         """Prompts as the transformer blocks read them, by (expert's index, `id` of the encoded prompt)."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
@@ -162,7 +167,7 @@ class BlockPipeline:
                 steps_done += 1
                 self._progress.step("denoise", steps_done)
                 if step.step == self._queue.num_steps - 1:
-                    yield self._held[step.block].latents
+                    yield self._given.end(self._held[step.block].latents, self._queue.range_of(step.block))
                     self._end_if_unwanted()
             # The first rank has the round's latents only once it has collected their predictions. The other
             # ranks save nothing but caches, which are complete once they have computed the round.
@@ -209,15 +214,16 @@ class BlockPipeline:
         """Yield each guidance branch of this rank, with the tokens that enter the rank's layers."""
         contexts = self._contexts_of(self._experts[step.step], step.block)
         latents = self._latents(step)
-        timestep = self._model.model_timestep(self._timesteps[step.step], latents)
+        frames = self._queue.computed_of(step)
+        timestep = self._given.model_timestep(self._timesteps[step.step], latents, frames)
         if not self._links.is_first:
             mine, layout = window.mine_of(timestep), window.my_layout
             for branch, context in contexts.items():
                 yield branch, transformer.resume(self._links.handed_on(), mine, context, layout)
             return
         # Embed once: all branches have the same tokens until they meet the text.
-        first = next(iter(contexts.values()))
-        embedded = transformer.embed(latents, timestep, first, window.layout)
+        first, joined = next(iter(contexts.values())), self._given.model_input(latents, frames)
+        embedded = transformer.embed(joined, timestep, first, window.layout)
         for branch, context in contexts.items():
             yield branch, transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
 
@@ -252,7 +258,7 @@ class BlockPipeline:
                 self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
-        """Return the transformer's input for one step of a frame block: its latents and neighbouring frames.
+        """Return the latents that one step of a frame block reads: its own and neighbouring frames'.
 
         Neighbouring frames whose keys and values are read from a cache are left out. On ranks that do not
         embed latents, the tensor has a shape but no values (device "meta").
@@ -390,8 +396,3 @@ class BlockPipeline:
     @cached_property
     def _fresh_scheduler(self) -> Scheduler:
         return self._model.scheduler(self._request)
-
-
-def _changes(experts: Sequence[int]) -> tuple[int, ...]:
-    """Return the steps that another expert computes than the step before; `experts`: each step's expert."""
-    return tuple(step for step in range(1, len(experts)) if experts[step] != experts[step - 1])

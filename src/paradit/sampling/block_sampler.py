@@ -149,6 +149,7 @@ class PredictorSampler(BlockSampler):
             work.prompts,
             begun.noise,
             request=begun.request,
+            conditions=work.conditions,
             predictor=work.predictor,
             progress=work.progress,
             state=shared_state(begun.state, work.predictor, work.model.device),

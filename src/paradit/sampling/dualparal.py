@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from paradit.config.methods.blocks import BlocksRequest, in_blocks
-from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.config.requests import latent_shape
 from paradit.distributed.world import World
-from paradit.models.protocol import Prompt, VideoModel
+from paradit.models.protocol import Prompt
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_sampler import Begun, BlockSampler
 from paradit.sampling.block_state import QueueState
@@ -22,17 +22,13 @@ from paradit.scheduling.layer_pipeline import PipelineGrid
 class QueueSampler(BlockSampler):
     """Sampler that denoises a queue of frame blocks on the ranks of a layer pipeline (`BlockPipeline`)."""
 
-    def divide(
-        self,
-        model: VideoModel,
-        request: ResolvedRequest,
-        prompts: tuple[Prompt, ...],
-        world: World,
-        grid: PipelineGrid,
-    ) -> LayerShare:
-        _, _, height, width = latent_shape(request, model.spec)
-        window = (in_blocks(request).queue(model.spec).window_frames, height, width)
-        costs = measure_layers(model, window, prompts[0]) if world.rank == 0 else None
+    def divide(self, work: Work, world: World, grid: PipelineGrid) -> LayerShare:
+        model, request, costs = work.model, in_blocks(work.request), None
+        if world.rank == 0:
+            _, _, height, width = latent_shape(request, model.spec)
+            window = (request.queue(model.spec).window_frames, height, width)
+            conditions = model.conditions(request, work.conditions)
+            costs = measure_layers(model, window, work.prompts[0], conditions)
         return divide_layers(model, world, costs, grid)
 
     def finished(self, queue: BlockQueue, round: int) -> int:
@@ -56,6 +52,7 @@ class QueueSampler(BlockSampler):
             begun.noise,
             (size[0], size[1]),
             request=begun.request,
+            conditions=work.conditions,
             progress=work.progress,
             later=later,
             share=work.share,

@@ -26,14 +26,14 @@ class Unwanted(Exception):
     """Exception raised when a video ends early because the rest of it is no longer wanted."""
 
 
-def no_blocks() -> Iterator[Tensor]:
-    """Return an iterator that raises the exception Unwanted when its first frame block is requested.
+def no_blocks(error: Exception) -> Iterator[Tensor]:
+    """Return an iterator that raises an exception when its first frame block is requested.
 
-    It stands in for the latents of a video that nobody wants any more.
+    It stands in for the latents of a video that cannot be made, or that nobody wants any more.
     """
     # Makes this function a generator, so that it raises only when it is iterated over.
     yield from ()
-    raise Unwanted
+    raise error
 
 
 class EarlyStop:

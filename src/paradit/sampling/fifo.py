@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from paradit.config.requests import ResolvedRequest
-from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.models.protocol import Conditions, Prompt, Scheduler, VideoModel
 from paradit.parallel.predictor import Predictor
 from paradit.progress import Progress
 from paradit.sampling.block_sampler import PredictorSampler
@@ -52,6 +52,7 @@ def blocks(
     noise: BlockNoise,
     *,
     request: ResolvedRequest,
+    conditions: tuple[Tensor, ...] = (),
     predictor: Predictor,
     progress: Progress | None = None,
     state: QueueState | None = None,
@@ -59,17 +60,17 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    The model must have a single expert. request: the request, for its steps and its guidance. save: function
-    that is called with the state after every round, in which each latent frame in the queue takes one step;
-    it returns whether denoising continues. state: a state from which to resume, which `save` received
-    earlier. Steps of frame blocks are reported as stage "denoise".
+    The model must have a single expert. request: the request, for its steps and its guidance. conditions: the
+    request's encoded pictures. save: function that is called with the state after every round, in which each
+    latent frame in the queue takes one step; it returns whether denoising continues. state: a state from
+    which to resume, which `save` received earlier. Steps of frame blocks are reported as stage "denoise".
 
     Raises FloatingPointError if latents become non-finite (inf or NaN), and Unwanted if `save` returns False
     before the end. All ranks raise it.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
-    fresh, (guidance_scale,) = model.scheduler(request), request.guidance_scales(model.spec)
-    predictions = _Predictions(model, predictor, prompts, guidance_scale, fresh.timesteps)
+    fresh, given = model.scheduler(request), model.conditions(request, conditions)
+    predictions = _Predictions(model, predictor, request, given, prompts)
     held = _restored(model, request, state)
     done = 0
     for round in frames.rounds(state.round if state else 0):
@@ -91,7 +92,7 @@ def blocks(
 
         ready = frames.finished(round + 1)
         if block := _finished_block(queue, ready):
-            yield torch.cat([held[frame].latents for frame in block], dim=2)
+            yield given.end(torch.cat([held[frame].latents for frame in block], dim=2), block)
         # Finished frames are kept for as long as a window may read them, and until their block is complete.
         unread = min(ready - queue.context_frames, ready // queue.block_frames * queue.block_frames)
         held = {frame: what for frame, what in held.items() if frame >= unread}
@@ -108,26 +109,26 @@ class _Predictions:
         self,
         model: VideoModel,
         predictor: Predictor,
+        request: ResolvedRequest,
+        given: Conditions,
         prompts: tuple[Prompt, ...],
-        guidance_scale: float,
-        timesteps: Tensor,
     ) -> None:
-        """Prepare the prompts. timesteps: those of all denoising steps."""
-        self._model, self._predictor, self._guidance_scale = model, predictor, guidance_scale
-        self._transformer = model.experts[0]
+        """Prepare the prompts. given: effect of the request's pictures."""
+        self._given, self._predictor, self._transformer = given, predictor, model.experts[0]
+        (self._guidance_scale,) = request.guidance_scales(model.spec)
+        timesteps = model.scheduler(request).timesteps
         self.timesteps = torch.cat([timesteps, timesteps.new_zeros(1)])
         """Timestep of each noise level; that of finished frames, the last one, is 0."""
-        self._contexts = predictor.contexts(self._transformer, prompts)
+        self._contexts = predictor.contexts(self._transformer, given.prompts(prompts))
 
     def of(self, own: range, seen: range, held: dict[int, _Frame]) -> Iterator[tuple[int, Tensor]]:
         """Return (frame number, prediction) for the frames in `own`, predicted from all frames in `seen`."""
         latents = torch.cat([held[frame].latents for frame in seen], dim=2)
         layout = self._transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
         levels = self.timesteps[[held[frame].level for frame in seen]]
-        timestep = self._model.model_timestep(levels, latents)
-        both = self._predictor.predict(
-            self._transformer, latents.to(self._model.dtype), timestep, self._contexts, layout
-        )
+        timestep = self._given.model_timestep(levels, latents, seen)
+        joined = self._given.model_input(latents, seen)
+        both = self._predictor.predict(self._transformer, joined, timestep, self._contexts, layout)
         parts = torch.split(guide(both, self._guidance_scale), 1, dim=2)
         return ((frame, part) for frame, part in zip(seen, parts, strict=True) if frame in own)
 

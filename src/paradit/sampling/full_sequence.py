@@ -30,6 +30,7 @@ def denoise(
     *,
     request: ResolvedRequest,
     conditions: tuple[Tensor, ...] = (),
+    first_frame: int = 0,
     noise: Callable[[int], torch.Generator],
     progress: Progress,
     predictor: Predictor | None = None,
@@ -38,15 +39,17 @@ def denoise(
     """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
 
     latents: the noise to begin with. request: the request, for its steps and its guidance. conditions: the
-    request's encoded pictures. noise: function that takes a step's index, counted from 0, and returns the
-    random generator for noise that the scheduler adds in that step. checkpoints: saved progress to resume
-    from and to add to; only the first rank has it. Steps are reported as stage "denoise".
+    request's encoded pictures. first_frame: index of the first of the latent frames in the request's video.
+    noise: function that takes a step's index, counted from 0, and returns the random generator for noise that
+    the scheduler adds in that step. checkpoints: saved progress to resume from and to add to; only the first
+    rank has it. Steps are reported as stage "denoise".
 
     Raises FloatingPointError, naming the step, if the latents become non-finite (inf or NaN). Raises
     Unwanted, on all ranks after the same step, if `checkpoints` reports that the rest is no longer wanted.
     """
     predictor, scheduler = predictor or LocalPredictor(), model.scheduler(request)
-    given, frames = model.conditions(request, conditions), range(latents.shape[2])
+    given = model.conditions(request, conditions)
+    frames = range(first_frame, first_frame + latents.shape[2])
     experts = _Experts(model, predictor, given.prompts(prompts), latents, request)
     timesteps = scheduler.timesteps[scheduler.begin_index :]  # a video to change skips some
     by_step, steps = experts_of(model, request, timesteps), len(timesteps)

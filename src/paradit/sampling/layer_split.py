@@ -12,7 +12,8 @@ import torch
 from paradit.attention.local_attention import local
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
-from paradit.models.protocol import Block, Prompt, Tokens, VideoModel
+from paradit.models.common.no_conditions import NoConditions
+from paradit.models.protocol import Block, Conditions, Prompt, Tokens, VideoModel
 from paradit.parallel.run_blocks import run
 from paradit.sampling.block_window import Sharing
 from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
@@ -45,17 +46,21 @@ class LayerShare:
 
 
 @torch.no_grad()
-def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
+def measure_layers(
+    model: VideoModel, shape: tuple[int, int, int], prompt: Prompt, conditions: Conditions | None = None
+) -> LayerCosts:
     """Measure the seconds that each layer, the embedding and the head take, for latents of (F, h, w).
 
     Measures one layer of each kind, because all layers of a kind cost the same. If the model has no layer of
     some kind in memory, one such layer is read from disk, and replaces the model's present layers. shape: (F,
-    h, w). prompt: an encoded prompt.
+    h, w). prompt: an encoded prompt. conditions: effect of the request's pictures; None: it has none.
     """
+    conditions, frames = conditions or NoConditions(model), range(shape[0])
     transformer, device = model.experts[0], model.device
     # The time does not depend on the values.
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
-    timestep = model.model_timestep(torch.zeros((), device=device), latents)
+    timestep = conditions.model_timestep(torch.zeros((), device=device), latents, frames)
+    latents, (prompt,) = conditions.model_input(latents, frames), conditions.prompts((prompt,))
     layout, layers, attend = transformer.layout(shape), transformer.layers, local()
 
     def layer(block: Block[Tokens], tokens: Tokens) -> None:

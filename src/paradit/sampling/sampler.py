@@ -75,15 +75,13 @@ class Sampler(ABC):
 
     def divide(
         self,
-        model: VideoModel,  # noqa: ARG002
-        request: ResolvedRequest,  # noqa: ARG002
-        prompts: tuple[Prompt, ...],  # noqa: ARG002
+        work: Work,  # noqa: ARG002
         world: World,  # noqa: ARG002
         grid: PipelineGrid,  # noqa: ARG002
     ) -> LayerShare | None:
         """Divide the model's layers among ranks; return this rank's part, or None without a layer pipeline.
 
-        All ranks call it, once per model.
+        All ranks call it, once per model. work: the first request, for which layers are timed.
         """
         return None
 

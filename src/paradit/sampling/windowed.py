@@ -32,6 +32,7 @@ def blocks(
     noise: BlockNoise,
     *,
     request: ResolvedRequest,
+    conditions: tuple[Tensor, ...] = (),
     predictor: Predictor,
     progress: Progress | None = None,
     state: QueueState | None = None,
@@ -40,10 +41,10 @@ def blocks(
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
     Denoises one window after another: a frame block with the context frames beside it. request: the request,
-    for its steps and its guidance. save: function that is called after every step with the latents of
-    finished windows; it returns whether denoising continues. state: a state from which to resume, which
-    `save` received earlier. Steps of windows are reported as stage "denoise". Raises FloatingPointError, on
-    every rank, if latents become non-finite (inf or NaN).
+    for its steps and its guidance. conditions: the request's encoded pictures. save: function that is called
+    after every step with the latents of finished windows; it returns whether denoising continues. state: a
+    state from which to resume, which `save` received earlier. Steps of windows are reported as stage
+    "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -56,6 +57,8 @@ def blocks(
             noise_of(queue, noise, number).to(model.device),
             prompts,
             request=request,
+            conditions=conditions,
+            first_frame=queue.window_of(number).start,
             noise=partial(noise.step, number),
             progress=_Within(progress or Progress(), (number - begun) * queue.num_steps),
             predictor=predictor,

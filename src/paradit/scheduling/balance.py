@@ -21,7 +21,7 @@ from paradit.config.errors import InputError
 from paradit.config.limits import MAX_SECONDS
 from paradit.config.options import Option
 from paradit.config.placement import Placement
-from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
+from paradit.scheduling.stages import AHEAD, decoder_of, steps
 
 Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
@@ -108,7 +108,8 @@ def _simulate_replica(
     stage that takes an older result out of this channel has begun (`_must_have_begun`). Here rank 0 waits
     before `e5`: the latents of requests 2, 3 and 4 are more than the channel holds, until `decode 2` begins.
     """
-    programs = _programs(placement, num_requests)
+    has_pictures = "conditions" in seconds
+    programs = _programs(placement, num_requests, has_pictures)
     free_at = [0.0] * placement.ranks
     placed: dict[Step, Span] = {}
     makes_room: dict[int, Step] = {}
@@ -119,7 +120,7 @@ def _simulate_replica(
         for step in dict.fromkeys(left[0] for left in programs if left):  # once, even if ranks share it
             stage, request = step
             ranks = _ranks_of(step, placement)
-            must_have_ended = list(_before(step, placement))
+            must_have_ended = list(_before(step, placement, has_pictures))
             must_have_begun = [makes_room[rank] for rank in ranks if rank in makes_room]
             is_next = all(programs[rank][0] == step for rank in ranks)
             if not is_next or not {*must_have_ended, *must_have_begun} <= placed.keys():
@@ -140,15 +141,16 @@ def _simulate_replica(
                 makes_room[ranks[0]] = takes_result  # a group's first rank sends its result
 
 
-def _programs(placement: Placement, num_requests: int) -> list[deque[Step]]:
+def _programs(placement: Placement, num_requests: int, has_pictures: bool) -> list[deque[Step]]:
     """Return what each rank of one replica does, in order."""
-    decoders = placement.decode_groups
+    decoders, requests = placement.decode_groups, range(num_requests)
+    pictures = requests if has_pictures else ()
 
     def decoder(rank: int) -> int:
         return next((number for number, group in enumerate(decoders) if rank in group), -1)
 
     return [
-        deque(steps(placement.stages_of(rank), decoder(rank), len(decoders), range(num_requests)))
+        deque(steps(placement.work_of(rank), decoder(rank), len(decoders), requests, with_pictures=pictures))
         for rank in range(placement.ranks)
     ]
 
@@ -156,17 +158,22 @@ def _programs(placement: Placement, num_requests: int) -> list[deque[Step]]:
 def _ranks_of(step: Step, placement: Placement) -> tuple[int, ...]:
     """Return the ranks that work together on a stage of a request."""
     stage, request = step
-    if stage == "decode":
+    if stage in ("conditions", "decode"):
         decoders = placement.decode_groups
-        return decoders[decoder_of(request, len(decoders))]
+        group = decoders[decoder_of(request, len(decoders))]
+        return group if stage == "decode" else group[:1]
     return placement.encode_ranks if stage == "encode" else placement.denoise_ranks
 
 
-def _before(step: Step, placement: Placement) -> Iterator[Step]:
+def _before(step: Step, placement: Placement, has_pictures: bool) -> Iterator[Step]:
     """Yield the (stage, request) pairs that must have ended before a stage of a request can begin."""
     stage, request = step
-    if stage != "encode":
-        yield STAGES[STAGES.index(stage) - 1], request
+    if stage == "decode":
+        yield "denoise", request
+    elif stage == "denoise":
+        yield "encode", request
+        if has_pictures:
+            yield "conditions", request
     if request and len(placement.denoise_ranks) == placement.ranks:
         yield "decode", request - 1  # if all ranks denoise, they finish the previous request first
 
@@ -178,18 +185,16 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
     full, the sending rank waits until a later stage takes a result out of it.
     """
     stage, request = step
-    if stage == "encode":
-        sender, receivers, ahead = placement.encode_ranks[0], placement.denoise_ranks, AHEAD
-    elif stage == "denoise":
-        # Each decoder has a channel of its own, and gets every `number`-th request.
-        number = len(placement.decode_groups)
-        sender, ahead = placement.denoise_ranks[0], AHEAD * number
-        receivers = placement.decode_groups[decoder_of(request, number)]
-    else:
+    if stage == "decode":
         return None
+    sender, receivers = _ranks_of(step, placement)[0], placement.denoise_ranks
+    if stage == "denoise":
+        receivers = _ranks_of(("decode", request), placement)
+    # Each decoder has a channel of its own, and gets every `number`-th request.
+    ahead = AHEAD * len(placement.decode_groups)
     if set(receivers) == {sender} or request < ahead:  # nothing travels, or the channel is not yet full
         return None
-    return STAGES[STAGES.index(stage) + 1], request - ahead
+    return "decode" if stage == "denoise" else "denoise", request - ahead
 
 
 def worth_taking(seconds: Sequence[float]) -> int:

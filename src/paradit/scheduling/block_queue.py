@@ -9,7 +9,7 @@ on the round alone, never on timing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -148,6 +148,16 @@ class BlockQueue:
             return self.block_frames
         return min(self.block_frames, self.num_frames - block * self.block_frames)
 
+    def range_of(self, block: int) -> range:
+        """Return the range of latent frames in a frame block."""
+        start = block * self.block_frames
+        return range(start, start + self.frames_of(block))
+
+    def computed_of(self, step: BlockStep) -> range:
+        """Return the range of latent frames that go through the transformer in a block-step."""
+        own = self.range_of(step.block)
+        return range(own.start - step.left.computed, own.stop + step.right.computed)
+
     def window_of(self, block: int) -> range:
         """Return the range of latent frames that a block attends to: its own, and context on both sides."""
         start, after = block * self.block_frames, self.context_frames
@@ -196,6 +206,11 @@ class BlockQueue:
             # The next block has taken its step first in this round, and its keys are from before that step.
             right = Context(frames, step - 1, source)
         return BlockStep(round, block, step, self.frames_of(block), left, right)
+
+
+def changes_of(experts: Sequence[int]) -> tuple[int, ...]:
+    """Return the steps that another expert computes than the step before; `experts`: each step's expert."""
+    return tuple(step for step in range(1, len(experts)) if experts[step] != experts[step - 1])
 
 
 def position_warning(queue: BlockQueue, trained_frames: int) -> str | None:

@@ -19,7 +19,7 @@ from paradit.config.values import NONE
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.balance import candidate_placements
 from paradit.scheduling.rank_memory import fitting_tile
-from paradit.scheduling.stages import STAGES
+from paradit.scheduling.stages import PLACED
 
 SURELY = 1.1
 """Factor by which the estimated peak must exceed the device's memory for a run to be refused; with a smaller
@@ -181,7 +181,7 @@ def _kept(change: _Change) -> list[str]:
     return to_argv({
         name: value
         for name, value in change.placement.flat().items()
-        if name not in ("ranks", *STAGES)
+        if name not in ("ranks", *PLACED)
         and value != usual[name]
         and not {*to_argv({name: True})} & {*change.words}
     })  # fmt: skip

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import count
 from typing import TypeVar
 
-STAGES = ("encode", "denoise", "decode")
+STAGES = ("encode", "conditions", "denoise", "decode")
+PLACED = ("encode", "denoise", "decode")
+"""Stages whose ranks a placement names. `conditions` runs on decode ranks, which have the VAE."""
 AHEAD = 2
-"""Number of requests that may wait between two stages. Once there are this many, the ranks of the earlier
-stage wait for those of the later stage."""
+"""Number of requests, for each decoder, that may wait between two stages. Once there are this many, the ranks
+of the earlier stage wait for those of the later stage."""
 
 
 R = TypeVar("R")
@@ -37,19 +39,29 @@ def program(
     decoder: int,
     num_decoders: int,
     take: Take[R],
+    *,
     is_denoised: Callable[[R], bool] = lambda _: False,
+    has_pictures: Callable[[R], bool] = lambda _: False,
 ) -> Iterator[tuple[tuple[str, ...], R]]:
     """Yield a rank's work in order, as pairs (stages, request): the rank does these stages of this request.
 
     stages: names of all stages that this rank does. decoder: index of the rank's decoder, which is one rank,
     or several that decode each video together. num_decoders: number of decoders. take: function that returns
     the next request. is_denoised: function that returns whether only the decode of a request is left.
+    has_pictures: function that returns whether a request has stage `conditions`, which is done by the decoder
+    that will decode the request.
 
     A rank that denoises does all its stages of a request before the next request begins. A rank that encodes
-    and decodes, but does not denoise, encodes `AHEAD` requests ahead, so that the ranks that denoise need not
-    wait for its decode.
+    texts or pictures and decodes, but does not denoise, encodes `AHEAD` requests ahead for each decoder, so
+    that the ranks that denoise need not wait for its decode:
+
+        rank that denoises     | denoise 0 | denoise 1 | denoise 2 | ...
+        rank that decodes      |c0|c1|c2|   |decode 0|c3| decode 1|c4| ...
+
+    No rank waits for ever: before a rank encodes a request, it completes only stages of earlier requests, and
+    to denoise a request, ranks wait only for its encoded texts and pictures.
     """
-    ahead = AHEAD if "denoise" not in stages else 0
+    ahead = AHEAD * num_decoders if "denoise" not in stages else 0
     open_requests: deque[tuple[int, R]] = deque()
     for number in count():
         # Wait for a request only if there is nothing left to decode.
@@ -57,7 +69,10 @@ def program(
             if not open_requests:
                 return
             yield from _decode(open_requests.popleft(), stages, decoder, num_decoders)
-        before = () if is_denoised(request) else tuple(stage for stage in STAGES[:2] if stage in stages)
+        mine = decoder_of(number, num_decoders) == decoder
+        left_out = {"decode"} if mine and has_pictures(request) else {"decode", "conditions"}
+        before = tuple(stage for stage in STAGES if stage in stages and stage not in left_out)
+        before = () if is_denoised(request) else before
         open_requests.append((number, request))
         if ahead and before:
             yield before, request
@@ -86,10 +101,22 @@ def steps(
     decoder: int,
     num_decoders: int,
     requests: Iterable[R],
+    *,
     denoised: Collection[R] = (),
+    with_pictures: Collection[R] = (),
 ) -> Iterator[tuple[str, R]]:
-    """Yield a rank's program as (stage, request) pairs, for requests that are all known beforehand."""
-    found = program(stages, decoder, num_decoders, listed(requests), denoised.__contains__)
+    """Yield a rank's program as (stage, request) pairs, for requests that are all known beforehand.
+
+    denoised: requests of which only the decode is left. with_pictures: requests with stage `conditions`.
+    """
+    found = program(
+        stages,
+        decoder,
+        num_decoders,
+        listed(requests),
+        is_denoised=denoised.__contains__,
+        has_pictures=with_pictures.__contains__,
+    )
     return ((stage, request) for several, request in found for stage in several)
 
 

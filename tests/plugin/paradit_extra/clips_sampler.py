@@ -8,7 +8,7 @@ from paradit.sampling.block_sampler import PredictorSampler
 from paradit.sampling.block_state import QueueState
 
 
-def blocks(model, queue, prompts, noise, *, request, predictor, progress, state, save):
+def blocks(model, queue, prompts, noise, *, request, conditions, predictor, progress, state, save):
     """Yield the denoised latents of each block in order, on every rank that denoises."""
     for number in queue.blocks(state.round if state else 0):
         (clip,) = full_sequence.denoise(
@@ -16,6 +16,8 @@ def blocks(model, queue, prompts, noise, *, request, predictor, progress, state,
             noise.block(number)[:, :, : queue.frames_of(number)].to(model.device),
             prompts,
             request=request,
+            conditions=conditions,
+            first_frame=number * queue.block_frames,
             noise=partial(noise.step, number),
             progress=Progress(),
             predictor=predictor,

@@ -244,9 +244,9 @@ class GenerateOptions(Options):
 def _more() -> dict[str, Mapping[str, Declared]]:
     from paradit.config.methods.registry import declared_options
     from paradit.config.placement import placement_fields
-    from paradit.scheduling.stages import STAGES
+    from paradit.scheduling.stages import PLACED
 
-    left_out = ("ranks", *STAGES)  # set by `--ranks` and `--placement`
+    left_out = ("ranks", *PLACED)  # set by `--ranks` and `--placement`
     of_placements = {name: one for name, one in placement_fields().items() if name not in left_out}
     return {"method": declared_options(), "placement": of_placements}
 
