@@ -9,17 +9,24 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from messages import says
+from paradit.attention.registry import Choice
 from paradit.config.errors import InputError
 from paradit.config.methods.method import read_resolved, resolve
+from paradit.config.placement import Placement
 from paradit.config.presets import presets
 from paradit.config.requests import Request, ResolvedRequest
 from paradit.config.steps import parse_timesteps
 from paradit.models.flow_schedulers import FLOW_SCHEDULERS
+from paradit.models.folder import find_spec
+from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.pipeline import load
+from paradit.planner.hardware import find_cluster
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.progress import Progress
 from paradit.sampling.experts import experts_of
 from paradit.sampling.noise import initial_noise, step_generator
@@ -279,6 +286,48 @@ def test_hunyuan_video_takes_schedulers_that_take_sigmas(tmp_path: Path) -> None
         assert ours(folder, scheduler=name, timesteps=LIST, shift=5.0).isfinite().all()
     with pytest.raises(InputError, match=r"scheduler deis does not take sigmas, which HunyuanVideoPipeline"):
         asked(read_spec(folder), scheduler="deis")
+
+
+def test_few_step_folders_with_a_class_name_of_their_own(tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "WanDMDPipeline"}))
+    spec = find_spec(str(folder))
+    request = asked(spec)
+    assert (request.preset, request.scheduler, request.guidance_scale) == ("fastwan-3", "lcm", 1)
+    assert request.model_timesteps(spec) == pytest.approx([1000, 757, 522])
+    assert torch.equal(ours(folder), ours(folder, preset="fastwan-3"))
+    assert ours(folder, scheduler="unipc", num_inference_steps=2).isfinite().all()
+
+
+def test_weights_that_no_module_takes_are_refused_by_name(tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path)
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    weights = load_file(file)
+    gate = "blocks.0.to_gate_compress.weight"
+    save_file(weights | {gate: torch.zeros(2, 2)}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError) as error:
+        find_spec(str(folder))
+    assert says(str(error.value), f"transformer has weights that no module of its class takes: {gate}; ")
+
+
+def test_the_planner_counts_the_branches_of_each_expert() -> None:
+    spec = published_spec("Wan2.2-T2V-A14B-Diffusers")
+    one = Candidate(placement=Placement(ranks=1))
+    seconds = {}
+    for scales in ((3.0, 3.0), (1.0, 1.0), (3.0, 1.0), (1.0, 3.0)):
+        first, second = scales
+        request = asked(
+            spec, preset="lightx2v-4", guidance_scale=first, guidance_scale_2=second, expert_step=1
+        )
+        simulated = Simulator(find_cluster("1xH100"), spec, request).simulate(one, 1, Choice.plain())
+        seconds[scales] = (
+            simulated.stages["denoise"] - Simulator(find_cluster("1xH100"), spec, request).context
+        )
+    both, none = seconds[3.0, 3.0], seconds[1.0, 1.0]
+    assert seconds[3.0, 1.0] == pytest.approx(both / 4 + 3 * none / 4)
+    assert seconds[1.0, 3.0] == pytest.approx(none / 4 + 3 * both / 4)
+    assert 1.5 * none < both
 
 
 def test_old_runs_without_the_fields_are_read(folder: Path) -> None:

@@ -28,7 +28,7 @@ LAYERS = [
         *("models.umt5", "models.clip_vision"),
         *("models.wan.vae_spec", "models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
-        *("models.identity", "models.known_schedulers", "models.flow_schedulers"),
+        *("models.identity", "models.known_schedulers", "models.flow_schedulers", "models.unknown_weights"),
         *("models.published", "models.open_sora_plan"),
     ],
     ["config.steps", "config.requests"],

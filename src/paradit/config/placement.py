@@ -356,8 +356,14 @@ class Placement:
 
     def check_branches(self, request: ResolvedRequest, spec: ModelSpec) -> None:
         """Refuse options that need two guidance branches if some steps have only one. Raises InputError."""
-        for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
-            if wanted and min(request.branches(spec)) == 1:
+        branches = request.branches(spec)
+        options = (
+            # A group of ranks would be idle in the steps of an expert without guidance.
+            ("cfg_degree 2", self.cfg_degree == 2, min(branches)),
+            ("interleave", self.interleave, max(branches)),
+        )
+        for option, wanted, least in options:
+            if wanted and least == 1:
                 instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
                 scales = request.guidance_scales(spec)
                 which = "guidance_scale_2" if scales[0] > 1 else "guidance_scale"

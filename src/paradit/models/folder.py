@@ -120,6 +120,7 @@ def download_weights(name: str, folder: Path, variant: str | None = None) -> Non
         hub.download_files(name, revision, [f"{part}/{file}" for part in lacking for file in wanted[part]])
     except hub.HubError as error:
         raise InputError(f"the weights of model {name!r} cannot be downloaded: {error}") from None
+    read_spec(folder, variant)  # refuses weights that no module takes
 
 
 def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:

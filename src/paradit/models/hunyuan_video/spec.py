@@ -14,6 +14,7 @@ from paradit.models.defaults import Defaults
 from paradit.models.folder_json import components, own_settings, read_index, read_json, stored_weights
 from paradit.models.joint_spec import JointTransformerSpec
 from paradit.models.spec import CONFIG, FIXED, MAX_SIZE, Layers, ModelSpec, Positive, Size, Weights
+from paradit.models.unknown_weights import check_transformer
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec, convolution, resnet
 
 LayersOrNone = Annotated[int, Option(least=0, most=1000)]
@@ -260,6 +261,8 @@ def read_spec(folder: Path) -> ModelSpec:
         parameters, file_bytes = stored_weights(folder / part)
         if not parameters:  # not downloaded yet; the VAE's few parameters stay unknown
             parameters = expected.get(part, 0)
+        if part == "transformer":
+            check_transformer(folder / part, parameters, transformer.num_parameters)
         weights.append(Weights(component=part, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
         name=name,

@@ -32,6 +32,7 @@ from paradit.models.spec import (
     Weights,
 )
 from paradit.models.umt5 import read_umt5, umt5_parameters
+from paradit.models.unknown_weights import check_transformer
 from paradit.models.wan.vae_spec import vae_spec
 
 # Default max_sequence_length of WanPipeline.__call__.
@@ -109,9 +110,10 @@ def read_spec(folder: Path) -> ModelSpec:
     for part in there:
         parameters, file_bytes = stored_weights(folder / part)
         # Weights may not be downloaded yet; the VAE's few parameters then stay unknown.
-        weights.append(
-            Weights(component=part, parameters=parameters or expected.get(part, 0), file_bytes=file_bytes)
-        )
+        parameters = parameters or expected.get(part, 0)
+        if part in transformers:
+            check_transformer(folder / part, parameters, transformers[part].num_parameters)
+        weights.append(Weights(component=part, parameters=parameters, file_bytes=file_bytes))
     spec = ModelSpec(
         name=name,
         folder=folder,
