@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 import tiny
 from hub_server import TOKEN, HubServer, serving
+from lora_files import random_lora, saved
 from messages import says
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
@@ -392,3 +393,33 @@ def test_a_variant_that_is_asked_for(hub: HubServer, tmp_path: Path) -> None:
         "diffusion_pytorch_model.fp16.safetensors"
     ]
     assert says(told("both", "bf16"), "model 'org/both' .. variant 'bf16': leave it out")
+
+
+def test_a_lora_on_the_hub(hub: HubServer, models: dict[str, Path], tmp_path: Path) -> None:
+    """It is downloaded once, used without the hub, and each way to get it wrong is one line."""
+    folder = tmp_path / "loras"
+    (folder / "high noise").mkdir(parents=True)
+    saved(random_lora(tiny.transformer()), folder / "high noise" / "a.safetensors")
+    hub.models["org/loras"] = folder
+    home, model = tmp_path / "home", str(models["name"])
+
+    def planned(lora: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["generate", "a red circle", "--model", model, "--dry-run", "--json", "--lora", lora]
+        return run(COMMAND, arguments, hub, home, **variables)
+
+    file = "org/loras/high noise/a.safetensors"
+    for variables in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = planned(f"{file}=0.5", **variables)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["loras"] == [f"{file}=0.5"]
+    for asked, wanted in {
+        "org/loras/b.safetensors": "cannot be downloaded: it has no such file: see .. org/loras/tree/main",
+        "org/nothing/a.safetensors": "cannot be downloaded: there is no such model on the hub",
+        "org/loras/high noise": "must name a safetensors file on the hub: org/loras/FILE.safetensors",
+        "org/loras/a.bin": "is not a safetensors file: convert it",
+        "org/loras": "give a safetensors file, or org/name/FILE.safetensors on the hub",
+    }.items():
+        refused = planned(asked)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert says(refused.stderr, wanted), refused.stderr
+    assert says(planned("org/loras/b.safetensors", HF_HUB_OFFLINE="1").stderr, "HF_HUB_OFFLINE is set")
