@@ -110,6 +110,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     rows = {
         "prompt": plan["prompt"],
         "model": f"{plan['model']} ({plan['pipeline_class']}, {plan['model_folder']})",
+        **({"loras": ", ".join(plan["loras"])} if "loras" in plan else {}),
         "video": _video(plan),
         "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
         "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
