@@ -403,12 +403,13 @@ def test_a_lora_on_the_hub(hub: HubServer, models: dict[str, Path], tmp_path: Pa
     hub.models["org/loras"] = folder
     home, model = tmp_path / "home", str(models["name"])
 
-    def planned(lora: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def planned(lora: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         arguments = ["generate", "a red circle", "--model", model, "--dry-run", "--json", "--lora", lora]
         return run(COMMAND, arguments, hub, home, **variables)
 
     file = "org/loras/high noise/a.safetensors"
-    for variables in ({}, {"HF_HUB_OFFLINE": "1"}):
+    offline: list[dict[str, Any]] = [{}, {"HF_HUB_OFFLINE": "1"}]
+    for variables in offline:
         done = planned(f"{file}=0.5", **variables)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["loras"] == [f"{file}=0.5"]

@@ -39,7 +39,7 @@ def on_ranks(world: World, model: Path, lora: Path, folder: Path) -> tuple[set[i
         read.update(layer[1] for key in filter(wanted, self._shapes) if (layer := layer_of(key)))
         return read_part(self, wanted)
 
-    QueueSampler.divide, LoraWeights._read = divided, counted  # type: ignore[method-assign]
+    QueueSampler.divide, LoraWeights._read = divided, counted  # type: ignore[method-assign, assignment]
     spec = with_loras(read_spec(model), [f"{lora}=0.5"])
     request = resolve(Request.of(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
     job = replace(jobs(model, folder)[0], request=request)
