@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from paradit.config.request_inputs import INPUTS
 from paradit.config.requests import ResolvedRequest
+from paradit.inputs.files import sha256
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
 from paradit.version import __version__
 
-_NOT_DECIDING = ("trim", "dtype")
+_NOT_DECIDING = ("trim", "dtype", *INPUTS)
 """Request fields left out of the record of what a video was made from.
 
-They do not change the video's frames or their times. The dtype that the run used is recorded separately.
+They do not change the video's frames or their times. The dtype that the run used is recorded separately, and
+pictures are recorded by their content.
 """
 
 
@@ -28,12 +32,16 @@ def provenance(
     fields = {name: value for name, value in vars(request).items() if name not in _NOT_DECIDING}
     if request.endless:  # the number is a sentinel, not the video's length
         del fields["num_frames"]
+    paths = {name: Path(path) for name in INPUTS if (path := getattr(request, name))}
+    if not paths:
+        del fields["fit"]  # nothing was fitted
     return {
         "software": f"paradit {__version__}",
         "model": spec.name,
         "model_hash": model_hash(spec.folder, spec.variant),
         **({"loras": [lora.about() for lora in spec.loras]} if spec.loras else {}),
         **{name: value for name, value in fields.items() if value not in (None, ())},
+        **{name: {"name": path.name, "sha256": sha256(path)} for name, path in paths.items()},
         "dtype": dtype,
         "attention_backend": attention_backend,
     }

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paradit.attention_backends import DEFAULT
 from paradit.config.errors import InputError
+from paradit.config.given_values import as_files
 from paradit.config.limits import typed
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request, ResolvedRequest, chosen_seed, frames_for
@@ -215,6 +216,11 @@ def generate(
     vae_tile: int | None = None,
     method: str | None = None,
     prompts_at: Iterable[tuple[float, str]] = (),
+    image: object = None,
+    last_image: object = None,
+    video: object = None,
+    strength: float | None = None,
+    fit: str = "cover",
     progress: Progress | None = None,
 ) -> Generated:
     """Generate a video from a text, in this process. Arguments that are None are as in `paradit generate`.
@@ -227,7 +233,10 @@ def generate(
     expert_step: index of the step at which the low-noise expert takes over. seed: a number, or "random".
     dtype: "fp32" or "bf16". vae_tile: side, in pixels, of the tiles that frames are decoded in. method:
     "full", or for long videos "dualparal", "windowed" or "fifo". prompts_at: pairs (seconds, text) of later
-    prompts for a long video. progress: receiver of progress and warnings; without it, warnings are issued by
+    prompts for a long video. image, last_image: pictures of the first and the last frame, as paths, PIL
+    images or arrays [H, W, 3], uint8. video: a video to change, as a path or an array [F, H, W, 3]. strength:
+    fraction of the steps that it goes through. fit: how pictures of another aspect are fitted: "cover",
+    "contain" or "stretch". progress: receiver of progress and warnings; without it, warnings are issued by
     Python's `warnings`.
 
     May be called from several threads at once; each call loads a model of its own. Raises InputError, before
@@ -261,11 +270,17 @@ def generate(
         method=method,
         trim=duration is not None,
         prompts_at=prompts_at,
+        image=image,
+        last_image=last_image,
+        video=video,
+        strength=strength,
+        fit=fit,
     )
-    request = resolve(asked, spec)
-    _check(request, spec, progress)
-    download_weights(str(model), spec.folder, variant)
-    return Generated.of(text_to_video(load(spec, request.dtype, progress), request, progress))
+    with as_files(asked) as given:
+        request = resolve(given, spec)
+        _check(request, spec, progress)
+        download_weights(str(model), spec.folder, variant)
+        return Generated.of(text_to_video(load(spec, request.dtype, progress), request, progress))
 
 
 def _check(request: ResolvedRequest, spec: ModelSpec, progress: Progress) -> None:

@@ -51,7 +51,8 @@ def decode(options: DecodeOptions) -> None:
         spec = find_spec(options.model, revision=options.revision, variant=options.variant)
         asked = _request(latents, shape, about, options.fps, spec)
         tile = options.vae_tile
-        request = resolve(asked if tile is None else replace(asked, vae_tile=tile), spec)
+        asked = asked if tile is None else replace(asked, vae_tile=tile)
+        request = resolve(asked, replace(spec, needs_image=False))  # its picture is in the latents
         output = options.output if options.output is not None else f"{latents.stem}.mp4"
         job = Job(request=request, output=output, latents=None, crf=options.crf)
         check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)

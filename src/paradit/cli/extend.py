@@ -37,6 +37,7 @@ def extend(options: ExtendOptions) -> int:
         folder = find_run(options.run_dir)
         run = folder.read()
         _check_alone(options, run)
+        folder.check_inputs(run)
         model = find_run_model(run)
         spec = run_spec(run, model)
         longer = _longer(run, options, folder, spec)

@@ -80,6 +80,7 @@ def generate(options: GenerateOptions) -> int:
                 placement = _choice(jobs, spec, placement, report)
             run = _run(options, jobs, spec, placement)
             folder = RunFolder.create(run) if is_first_rank() else None
+            run = folder.take_inputs(run) if folder else run
             with collected(options.trace, layers=options.trace_layers) as tracing:
                 make(run, spec, folder, report, stop, tracing=tracing)
         return int(report.failures > 0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from paradit.cli.commands.generate_options import GenerateOptions
+from paradit.cli.prompts_file import Given, read_prompts_file
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPTS, shown, whole
 from paradit.config.methods.method import resolve
 from paradit.config.methods.registry import declared_options
+from paradit.config.options import named as source
 from paradit.config.requests import (
     Request,
     ResolvedRequest,
@@ -18,9 +22,8 @@ from paradit.config.requests import (
     parse_duration,
 )
 from paradit.config.steps import parse_timesteps
-from paradit.config.values import Values
 from paradit.engine.job import Job
-from paradit.files import name_words, named, read_text
+from paradit.files import name_words, named
 from paradit.models.spec import ModelSpec
 from paradit.video.writer import (
     check_file,
@@ -32,11 +35,18 @@ from paradit.video.writer import (
 SLUG_LENGTH = 48
 
 
-def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> list[Job]:
-    """Return a checked job for each prompt and seed. Raises InputError for the first that is not valid."""
+def make_jobs(options: GenerateOptions, prompts: list[Given], spec: ModelSpec) -> list[Job]:
+    """Return a checked job for each prompt and seed. Raises InputError for the first that is not valid.
+
+    prompts: what is given for each request, as `read_prompts` returns it.
+    """
     seed = chosen_seed(options.seed)
-    seeds = range(seed, seed + options.num_videos)
-    requests = [resolve(_request(options, prompt, one, spec), spec) for prompt in prompts for one in seeds]
+    requests = []
+    for given in prompts:
+        first = given.fields.get("seed", seed)
+        with source(given.where):
+            asked = [_request(options, given.fields, first + n, spec) for n in range(options.num_videos)]
+            requests += [resolve(one, spec) for one in asked]
     numbered = _is_numbered(options)
     digits = max(2, len(str(len(requests) - 1)))  # of one width, so that names sort by number
     jobs = []
@@ -62,28 +72,16 @@ def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> 
     return jobs
 
 
-def read_prompts(options: GenerateOptions) -> list[str]:
-    """Return the prompts that the options ask for, one or more. Raises InputError."""
+def read_prompts(options: GenerateOptions) -> list[Given]:
+    """Return what is given for each request that the options ask for, one or more. Raises InputError."""
     if options.prompts_file is None:
         whole("num_videos", options.num_videos, most=MAX_PROMPTS)
         if options.prompt is None:
             raise InputError("no prompt is given: give one, or a --prompts-file")
-        return [options.prompt]
+        return [Given(fields={"prompt": options.prompt})]
     if options.prompt is not None:
         raise InputError(f"give a prompt ({options.prompt!r}) or a --prompts-file, not both")
-    path = options.prompts_file
-    try:
-        lines = [line.strip() for line in read_text(path).splitlines()]
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"prompts file {str(path)!r} cannot be read: {reason}") from None
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise InputError(f"prompts file {str(path)!r} has no prompt: write one on each line")
-    if len(prompts) > MAX_PROMPTS:
-        raise InputError(
-            f"prompts file {str(path)!r} has {len(prompts)} prompts: a run can have at most {MAX_PROMPTS}"
-        )
+    prompts = read_prompts_file(options.prompts_file)
     whole("num_videos", options.num_videos, most=MAX_PROMPTS // len(prompts))  # that many videos in all
     return prompts
 
@@ -106,31 +104,36 @@ def slug(prompt: str) -> str:
     return name or (words[0][:SLUG_LENGTH] if words else "video")
 
 
-def _request(options: GenerateOptions, prompt: str, seed: int, spec: ModelSpec) -> Request:
+def _request(options: GenerateOptions, fields: Mapping[str, Any], seed: int, spec: ModelSpec) -> Request:
+    """Return a request of the options with some other fields, such as those on a line of a prompts file."""
     width, height = asked_size(options.size, options.width, options.height)
-    return Request(
-        prompt=prompt,
-        negative_prompt=options.negative_prompt,
-        width=width,
-        height=height,
-        num_frames=frames_for(options.duration, options.num_frames, options.fps, spec),
-        trim=options.duration is not None,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
-        guidance_scale_2=options.guidance_scale_2,
-        preset=options.preset,
-        scheduler=options.scheduler,
-        shift=options.shift,
-        timesteps=parse_timesteps(options.timesteps),
-        expert_step=options.expert_step,
-        seed=seed,
-        fps=options.fps,
-        dtype=options.dtype,
-        method=options.method,
-        prompts_at=tuple(_prompt_at(text) for text in options.prompt_at or ()),
-        options=Values({name: options.others.get(name) for name in declared_options()}),
-        vae_tile=options.vae_tile,
-    )
+    own = {
+        "negative_prompt": options.negative_prompt,
+        "width": width,
+        "height": height,
+        "num_frames": frames_for(options.duration, options.num_frames, options.fps, spec),
+        "trim": options.duration is not None and "num_frames" not in fields,
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "guidance_scale_2": options.guidance_scale_2,
+        "preset": options.preset,
+        "scheduler": options.scheduler,
+        "shift": options.shift,
+        "timesteps": parse_timesteps(options.timesteps),
+        "expert_step": options.expert_step,
+        "fps": options.fps,
+        "dtype": options.dtype,
+        "method": options.method,
+        "prompts_at": tuple(_prompt_at(text) for text in options.prompt_at or ()),
+        "vae_tile": options.vae_tile,
+        "image": options.image,
+        "last_image": options.last_image,
+        "video": options.video,
+        "strength": options.strength,
+        "fit": options.fit,
+    }
+    of_methods = {name: options.others.get(name) for name in declared_options()}
+    return Request.of(**{**own, **of_methods, **fields, "seed": seed})
 
 
 def _prompt_at(text: str) -> tuple[float, str]:

@@ -12,6 +12,7 @@ from paradit.cli.commands.plan_options import PlanOptions
 from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
 from paradit.config.errors import InputError
+from paradit.config.given_values import as_files
 from paradit.config.limits import whole
 from paradit.config.methods.method import planned_methods, resolve
 from paradit.config.requests import Request, ResolvedRequest, asked_size, frames_for, latent_shape
@@ -45,9 +46,10 @@ def plan(options: PlanOptions) -> int:
         _check_target(name, path, suffix, overwrite=options.overwrite)
     cluster = find_cluster(options.gpus)
     spec = with_loras(_spec(options.model), options.lora or ())
-    request, long = _requests(options, spec)
-    simulator = Simulator(cluster, spec, request, options.dtype, long)
-    plans = find_plans(simulator, options.num_prompts, options.goal)
+    with as_files(_asked(options, spec)) as asked:
+        request, long = _requests(asked, options, spec)
+        simulator = Simulator(cluster, spec, request, options.dtype, long)
+        plans = find_plans(simulator, options.num_prompts, options.goal)
     if options.json:
         print(json.dumps(plan_json(plans, simulator, options)))
     else:
@@ -70,12 +72,8 @@ def _spec(model: str) -> ModelSpec:
     return read_spec(find_model(model, weights=False))
 
 
-def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, ResolvedRequest | None]:
-    """Return two requests for the same video: one denoised as a whole, one in frame blocks.
-
-    The second is None if the video is no longer than the model was trained on. If the video cannot be
-    denoised as a whole, both are in frame blocks. Raises InputError.
-    """
+def _asked(options: PlanOptions, spec: ModelSpec) -> Request:
+    """Return the request of the options, with any picture if the model needs one. Raises InputError."""
     width, height = asked_size(options.size, options.width, options.height)
     asked = Request(
         prompt="any",
@@ -92,11 +90,33 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
         timesteps=parse_timesteps(options.timesteps),
         expert_step=options.expert_step,
         dtype=options.dtype,
+        image=_any_picture(spec) if spec.needs_image and options.image is None else options.image,
+        last_image=options.last_image,
+        video=options.video,
+        strength=options.strength,
+        fit=options.fit,
     )
     if asked.endless:
         raise InputError("duration must be finite for a plan, got inf: use one such as 60s")
     if asked.num_frames is not None:
         whole("num_frames", asked.num_frames, most=MAX_PLANNED, hint="a plan simulates every block")
+    return asked
+
+
+def _any_picture(spec: ModelSpec) -> object:
+    from PIL import Image
+
+    return Image.new("RGB", (spec.defaults.width, spec.defaults.height))
+
+
+def _requests(
+    asked: Request, options: PlanOptions, spec: ModelSpec
+) -> tuple[ResolvedRequest, ResolvedRequest | None]:
+    """Return two requests for the same video: one denoised as a whole, one in frame blocks.
+
+    The second is None if the video is no longer than the model was trained on. If the video cannot be
+    denoised as a whole, both are in frame blocks. Raises InputError.
+    """
     long = _in_blocks(asked, options, spec)
     # If the video is too long for one piece, the error about that is reported unless blocks can make it.
     at_once = next(method.name for method in planned_methods() if not method.streams)

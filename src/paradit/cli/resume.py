@@ -35,6 +35,7 @@ def resume(options: ResumeOptions) -> int:
                 f"the run has {run.placement.ranks} ranks, but torchrun started {here.ranks}: {here.unset}"
             )
         _check_outputs(run, folder, options.overwrite)
+        folder.check_inputs(run)
         model = find_run_model(run)
         spec = run_spec(run, model)
         # Resolved again, which checks all values: `run.json` may have been changed by hand.

@@ -24,6 +24,7 @@ from paradit.config.limits import (
     typed,
     whole,
 )
+from paradit.config.request_inputs import with_inputs
 from paradit.config.steps import AskedSteps, Steps, resolved_steps
 from paradit.config.values import NONE, Value, Values
 from paradit.models.spec import ModelSpec
@@ -78,12 +79,12 @@ class Request(AskedSteps):
     vae_tile: int | None = None
     """Side, in pixels, of the square tiles in which the VAE decodes the picture; `None`: as the model's card
     says, which for some models is the whole picture."""
-    image: str | None = None
-    """Path to the picture of the first frame."""
-    last_image: str | None = None
-    """Path to the picture of the last frame."""
-    video: str | None = None
-    """Path to the video to change."""
+    image: object = None
+    """Picture of the first frame: a path or, from Python, a PIL image or an array `[H, W, 3]`, uint8."""
+    last_image: object = None
+    """Picture of the last frame, given as `image` is."""
+    video: object = None
+    """Video to change: a path or, from Python, an array of frames `[F, H, W, 3]`, uint8, at `fps`."""
     strength: float | None = None
     """Fraction of the denoising steps that `video` goes through."""
     fit: str = "cover"
@@ -201,6 +202,10 @@ def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
         "strength": request.strength,
         "fit": request.fit,
     }
+    asked = {name: getattr(request, name) for name in ("width", "height", "num_frames")}
+    found |= with_inputs(
+        {**found, **asked}, spec, multiple=_multiple(spec), endless=found["num_frames"] == ENDLESS
+    )
     check_text("prompt", found["prompt"])
     check_text("negative_prompt", found["negative_prompt"], empty=True)
     _check_size(found["width"], found["height"], spec)
@@ -352,8 +357,13 @@ def _check_tile(value: object, spec: ModelSpec) -> int | None:
     return tile
 
 
+def _multiple(spec: ModelSpec) -> int:
+    """Return the number of pixels that a video's width and height must be multiples of."""
+    return math.lcm(spec.size_multiple, PIPELINE_MULTIPLE)
+
+
 def _check_size(width: int, height: int, spec: ModelSpec) -> None:
-    multiple = math.lcm(spec.size_multiple, PIPELINE_MULTIPLE)
+    multiple = _multiple(spec)
     positions = spec.transformers[0].max_positions * spec.size_multiple
     most = min(positions, MAX_SIDE) // multiple * multiple
     # Half-way rounds up, and nothing rounds to zero.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from paradit.config.errors import InputError
+from paradit.config.given_values import as_files
 from paradit.config.limits import shown
 from paradit.config.methods.method import check_placement, method_of, resolve
 from paradit.config.placement import Placement
@@ -30,6 +31,7 @@ from paradit.engine.driver import HANG_SECONDS, Driver
 from paradit.engine.engine_job import EngineJob
 from paradit.engine.events import Cancelled, Failed, Finished
 from paradit.engine.job import Job, Run
+from paradit.engine.orders import Order
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, leave, make_driver, order_of
 from paradit.engine.run_folder import RunFolder
@@ -98,7 +100,9 @@ class Engine:
         if not isinstance(placement, str):
             self.placement = placement or Placement()
         elif plan_for:
-            self.placement = self._decided([self._resolved(request) for request in plan_for])
+            with ExitStack() as held:
+                given = [held.enter_context(as_files(request)) for request in plan_for]
+                self.placement = self._decided([resolve(request, self.spec) for request in given])
         atexit.register(self.close, wait=False)
 
     def submit(
@@ -118,9 +122,9 @@ class Engine:
         dtype than the first request, or a denoising method that divides the weights among ranks in another
         way. Raises RuntimeError if the engine is closed or has failed.
         """
-        resolved = self._resolved(request)
         target = None if latents is None else named("latents", latents)
-        with self._lock:
+        with as_files(request) as given, self._lock:
+            resolved = resolve(given, self.spec)
             self._check_open()
             placement = self.placement or self._decided([resolved])
             self._check(resolved, placement)
@@ -133,10 +137,10 @@ class Engine:
                 self._model_hash = model_hash(self.spec.folder)
             run = self._run_of(job, placement, overwrite, metadata, checkpoint_steps)
             driver = self._start(placement)
-            accepted, folder = self._hold(run, job)
+            accepted, order = self._hold(run)
             self.placement, self._first = placement, self._first or resolved
             _LOG.info("job %d is accepted: %s", accepted.number, resolved.method)
-            driver.add(order_of(run, job, folder, accepted.number))
+            driver.add(order)
         return accepted
 
     def close(self, *, wait: bool = True) -> None:
@@ -172,11 +176,6 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(wait=kind is None)
-
-    def _resolved(self, request: Request) -> ResolvedRequest:
-        if not isinstance(request, Request):
-            raise InputError(f"request must be a Request, got {shown(request)}")
-        return resolve(request, self.spec)
 
     def _check_open(self) -> None:
         if os.getpid() != self._pid:
@@ -241,18 +240,20 @@ class Engine:
             metadata=metadata,
         )
 
-    def _hold(self, run: Run, job: Job) -> tuple[EngineJob, RunFolder]:
-        """Create the folder of a job's run, and reserve the job's file names until the job ends."""
+    def _hold(self, run: Run) -> tuple[EngineJob, Order]:
+        """Create the folder of a run of one job, and reserve the job's file names until the job ends."""
         with ExitStack() as held:
-            held.enter_context(files_reserved([job], overwrite=run.overwrite))
+            held.enter_context(files_reserved(run.jobs, overwrite=run.overwrite))
             folder = RunFolder.create(run)
+            run = folder.take_inputs(run)
+            (job,) = run.jobs
             held.enter_context(folder.locked())
             accepted = EngineJob(self._count, job, self._cancel, held.pop_all())
         # Called first when the job ends, while the folder is still locked and the names are reserved.
         accepted._held.callback(leave, run, folder, accepted.hear)
         self._jobs[self._count] = accepted
         self._count += 1
-        return accepted, folder
+        return accepted, order_of(run, job, folder, accepted.number)
 
     def _start(self, placement: Placement) -> Driver:
         if self._driver is None:

@@ -1,6 +1,7 @@
 """A run's folder: what the run was asked for, and the progress that is saved. Torch-free.
 
     run.json            the requests, the model, the placement
+    inputs/             copies of the pictures and videos that the requests give (`engine.run_inputs`)
     00000.step.pt       last checkpoint of request 0, while it is denoised
     00000.block-0003.pt denoised frame block 3 of a long video's latents
     00000.open.pt       its block queue, as it was before the video's end affected any block
@@ -37,6 +38,7 @@ from paradit.config.options import Declared, all_fields, named, read_all, read_o
 from paradit.config.placement import Placement, placement_fields
 from paradit.config.requests import ResolvedRequest
 from paradit.engine.job import Job, Run
+from paradit.engine.run_inputs import absolute, check_copies, copied, relative
 from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
 
 _LOG = logging.getLogger(__name__)
@@ -75,12 +77,32 @@ class RunFolder:
         return folder
 
     def _write(self, run: Run) -> None:
-        write_whole(self.path / "run.json", json.dumps(_as_json(run), indent=1).encode())
+        plain = _as_json(relative(run, self.path))
+        write_whole(self.path / "run.json", json.dumps(plain, indent=1).encode())
+
+    def take_inputs(self, run: Run) -> Run:
+        """Copy the pictures and videos that a new run's requests give, and return the run with the copies.
+
+        Raises InputError, after removing the folder, if they cannot be copied.
+        """
+        try:
+            kept = copied(run, self.path)
+            if kept != run:
+                self._write(kept)
+        except OSError as error:
+            self.remove()
+            raise InputError(f"{str(error.filename)!r} cannot be copied ({error.strerror})") from None
+        return kept
+
+    def check_inputs(self, run: Run) -> None:
+        """Raise InputError if copies of pictures and videos are missing or changed."""
+        check_copies(run, self.path)
 
     def read(self) -> Run:
         """Return the run that the folder was created for. Raises InputError if `run.json` is not valid."""
         try:
-            return _from_json(read_object((self.path / "run.json").read_text(encoding="utf-8"), "run.json"))
+            text = (self.path / "run.json").read_text(encoding="utf-8")
+            return absolute(_from_json(read_object(text, "run.json")), self.path)
         except (OSError, ValueError) as error:
             raise InputError(f"{str(self.path)!r} is not the folder of a run: {error}") from None
 

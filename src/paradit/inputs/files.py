@@ -26,7 +26,7 @@ def input_file(name: str, path: str) -> Path:
 
     name: name of the option that gave the path, for error messages.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", path):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path):
         raise InputError(f"{name} {shown(path)} is a URL: download it first, and name the file")
     found = named(name, path).absolute()
     try:

@@ -33,14 +33,14 @@ def fitted_picture(path: str | Path, width: int, height: int, fit: str) -> Pixel
     applied. fit: `cover`, `contain` or `stretch`. Raises InputError.
     """
     with _opened("image", input_file("image", str(path))) as picture:
-        upright = _rgb(picture)
+        upright = upright_rgb(picture)
     return fitted(upright, upright.width / upright.height, width, height, fit)
 
 
 @lru_cache(maxsize=256)
 def _size(name: str, path: Path, _stamp: tuple[int, int, int]) -> tuple[int, int]:
     with _opened(name, path) as picture:
-        return _rgb(picture).size
+        return upright_rgb(picture).size
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _what_instead(path: Path) -> str:
     return "is not a picture in a known format: save it as PNG or JPEG"
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def upright_rgb(picture: Image.Image) -> Image.Image:
     """Return a picture in RGB with 8 bits, held upright and laid over black."""
     with quiet():
         picture.load()

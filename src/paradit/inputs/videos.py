@@ -40,14 +40,12 @@ ARRAY = ".npy"
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
-    """What is known of a video file, for the size and the length of the video to make."""
+    """Facts about a video file that decide the size and the length of the video to make."""
 
     width: int
     height: int
     fps: float
     """Mean frames per second of the file."""
-    num_frames: int
-    """Number of frames after conversion to the wanted rate, counted no further than asked."""
     total: int
     """Number of frames of the whole file after conversion, as the file says; 0 if it does not."""
 
@@ -65,13 +63,23 @@ class _Opened:
     """Frames in RGB, upright, with their times in seconds."""
 
 
-def video_facts(name: str, path: str, fps: float, most: int) -> VideoFacts:
-    """Return what is known of a video file, after decoding its first `most` frames at a rate `fps`.
+def video_facts(name: str, path: str, fps: float) -> VideoFacts:
+    """Return what a video file says of itself.
 
-    name: name of the option that gave the path. Raises InputError if the file is not a valid video.
+    name: name of the option that gave the path. fps: rate to convert the video to. Raises InputError if the
+    file is not a video.
     """
     found = input_file(name, path)
-    return _facts(name, found, stamp(found), fps, most)
+    return _facts(name, found, stamp(found), fps)
+
+
+def count_frames(name: str, path: str, fps: float, most: int) -> int:
+    """Return the number of frames of a video converted to a rate, or `most` if there are more.
+
+    They are decoded. name: name of the option that gave the path. Raises InputError if that fails.
+    """
+    found = input_file(name, path)
+    return _count(name, found, stamp(found), fps, most)
 
 
 def fitted_video(
@@ -98,16 +106,16 @@ def fitted_video(
 
 
 @lru_cache(maxsize=256)
-def _facts(name: str, path: Path, _stamp: tuple[int, int, int], fps: float, most: int) -> VideoFacts:
+def _facts(name: str, path: Path, _stamp: tuple[int, int, int], fps: float) -> VideoFacts:
     with _opened(name, path, fps) as video:
-        number = sum(1 for _ in islice(_at_rate(video, fps), most))
-        return VideoFacts(
-            width=video.size[0],
-            height=video.size[1],
-            fps=float(video.fps),
-            num_frames=number,
-            total=max(number, round(video.seconds * _exact(fps))) if video.seconds else 0,
-        )
+        total = round(video.seconds * _exact(fps))
+        return VideoFacts(width=video.size[0], height=video.size[1], fps=float(video.fps), total=total)
+
+
+@lru_cache(maxsize=256)
+def _count(name: str, path: Path, _stamp: tuple[int, int, int], fps: float, most: int) -> int:
+    with _opened(name, path, fps) as video:
+        return sum(1 for _ in islice(_at_rate(video, fps), most))
 
 
 @contextmanager
@@ -203,21 +211,23 @@ def _timed(
 def _at_rate(video: _Opened, fps: float) -> Iterator[Pixels]:
     """Yield the frames nearest to the times 0, 1 / fps, 2 / fps, ... after the first frame's.
 
-    The last frame lasts as long as the mean of the others.
+    The last frame lasts as long as the mean of the others. Half-way belongs to the earlier frame, also if the
+    file has rounded its times to milliseconds.
     """
     step, number, count = 1 / _exact(fps), 0, 0
+    near = min(Fraction(1, 1000), step / 4)
     start = before = Fraction(0)
     shown_now: Pixels | None = None
     for time, frame in video.frames:
         if shown_now is None:
             start = time
         else:
-            while number * step <= (before + time) / 2 - start:  # half-way belongs to the earlier frame
+            while number * step <= (before + time) / 2 - start + near:
                 yield shown_now
                 number += 1
         before, shown_now, count = time, frame, count + 1
     lasts = (before - start) / (count - 1) if count > 1 else 1 / video.fps
-    while shown_now is not None and number * step <= before - start + lasts / 2:
+    while shown_now is not None and number * step <= before - start + lasts / 2 + near:
         yield shown_now
         number += 1
 

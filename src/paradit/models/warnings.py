@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
+from paradit.config.request_inputs import input_notes
 from paradit.config.requests import ResolvedRequest
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import ModelSpec
 
 
 def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement | None = None) -> list[str]:
-    """Return the warnings about a request for a model, in one line each; empty if there are none."""
+    """Return the warnings about a request for a model, and what becomes of its video, a line each."""
     of_model = _of_bundled(request, spec) if spec.folder == bundled_folder() else []
-    return [*of_model, *method_of(request).warnings(placement or Placement(), request, spec)]
+    notes = input_notes(request.video, request.fps, request.num_frames)
+    return [*notes, *of_model, *method_of(request).warnings(placement or Placement(), request, spec)]
 
 
 def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:

@@ -13,10 +13,13 @@ from paradit.cli.commands.command import Command, Entry, Options
 from paradit.cli.commands.shared import (
     Crf,
     ExpertStep,
+    Fit,
     GuidanceScale,
     GuidanceScale2,
     Height,
+    Image,
     JsonLines,
+    LastImage,
     Lora,
     NoMetadata,
     NumFrames,
@@ -27,9 +30,11 @@ from paradit.cli.commands.shared import (
     Scheduler,
     Shift,
     Size,
+    Strength,
     Timesteps,
     Variant,
     Verbose,
+    Video,
     Width,
 )
 from paradit.config.options import Declared, Option
@@ -101,6 +106,11 @@ class GenerateOptions(Options):
             metavar="ID_OR_FOLDER",
         ),
     ] = "shapes"
+    image: Image = None
+    last_image: LastImage = None
+    video: Video = None
+    strength: Strength = None
+    fit: Fit = "cover"
     revision: Revision = None
     variant: Variant = None
     lora: Lora = None

@@ -10,10 +10,13 @@ from typing import Annotated
 from paradit.cli.commands.command import Entry, Options
 from paradit.cli.commands.shared import (
     ExpertStep,
+    Fit,
     GuidanceScale,
     GuidanceScale2,
     Height,
+    Image,
     JsonObject,
+    LastImage,
     Lora,
     NumFrames,
     NumInferenceSteps,
@@ -22,8 +25,10 @@ from paradit.cli.commands.shared import (
     Scheduler,
     Shift,
     Size,
+    Strength,
     Timesteps,
     Verbose,
+    Video,
     Width,
 )
 from paradit.config.options import Declared, Option
@@ -49,6 +54,11 @@ class PlanOptions(Options):
         ),
     ]
     lora: Lora = None
+    image: Image = None
+    last_image: LastImage = None
+    video: Video = None
+    strength: Strength = None
+    fit: Fit = "cover"
     size: Size = None
     width: Width = None
     height: Height = None

@@ -118,6 +118,46 @@ GuidanceScale2 = Annotated[
         metavar="G",
     ),
 ]
+Image = Annotated[
+    str | None,
+    Option(
+        also=("first-image", "input-image", "i"),
+        help="Picture of the first frame, for a model that takes one. The video gets its aspect, unless a "
+        "size is given.",
+        metavar="FILE",
+    ),
+]
+LastImage = Annotated[
+    str | None,
+    Option(also=("end-image", "last-frame"), help="With --image: picture of the last frame.", metavar="FILE"),
+]
+Video = Annotated[
+    str | None,
+    Option(
+        also=("input-video",),
+        help="Video to change, for a model that takes one; its frames are converted to --fps, and cut to "
+        "--num-frames.",
+        metavar="FILE",
+    ),
+]
+Strength = Annotated[
+    float | None,
+    Option(
+        also=("denoising-strength",),
+        help="With --video: fraction of the denoising steps that it goes through, up to 1, which keeps "
+        "nothing of it. [default: 0.8]",
+        metavar="S",
+    ),
+]
+Fit = Annotated[
+    str,
+    Option(
+        also=("resize-mode", "crop"),
+        help="How a picture or video of another aspect is fitted to the size: cover (what sticks out is cut "
+        "off), contain (black bars) or stretch.",
+        metavar="HOW",
+    ),
+]
 Crf = Annotated[
     int | None,
     Option(
