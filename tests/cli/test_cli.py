@@ -74,6 +74,11 @@ OPTIONS = [
     "--prompts-file",
     "--prompt-at",
     "--model",
+    "--image",
+    "--last-image",
+    "--video",
+    "--strength",
+    "--fit",
     "--revision",
     "--variant",
     "--size",
@@ -169,6 +174,13 @@ BAD = {
     "prompt and file": (["a", "--prompts-file", "prompts.txt"], "not both"),
     "no prompts file": (["--prompts-file", "none.txt"], "'none.txt' cannot be read"),
     "prompts file without prompts": (["--prompts-file", "comments.txt"], "no prompt"),
+    "field of a request": (
+        ["--prompts-file", "requests.jsonl"],
+        "'requests.jsonl': line 2: unknown field 'widht': did you mean 'width'",
+    ),
+    "picture for a model of texts": (["a", "--image", "prompts.txt"], "image .* from text alone"),
+    "strength without a video": (["a", "--strength", "0.5"], "strength needs video"),
+    "fit without a picture": (["a", "--fit", "contain"], "fit contain needs a picture"),
     "prompts file that is no text": (["--prompts-file", "binary.txt"], "not UTF-8"),
     "frames": (["a", "--num-frames", "18"], "num_frames must be 4n.1 .* got 18: use 17 or 21"),
     "no frames": (["a", "--num-frames", "0"], "num_frames must be at least 1, got 0"),
@@ -261,6 +273,7 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     (folder / "prompts.txt").write_text("# two of them\none\n\ntwo\n")
     (folder / "comments.txt").write_text("# one\n\n")
+    (folder / "requests.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "widht": 64}\n')
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
     for name in ("there.mp4", "there.safetensors", "there.json"):
         (folder / name).touch()

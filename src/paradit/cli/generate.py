@@ -72,7 +72,7 @@ def generate(options: GenerateOptions) -> int:
             return 0
         if here:
             check_meeting_point(here)
-        check_devices(placement, options.dtype)
+        check_devices(placement, jobs[0].request.dtype)
         _check_memory(checked, report)
         with files_reserved(jobs, options.trace, overwrite=options.overwrite):
             download_weights(options.model, spec.folder, options.variant)
@@ -99,6 +99,7 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
     spec = find_spec(options.model, revision=options.revision, variant=options.variant, loads=loads)
     spec = with_loras(spec, options.lora or ())
     as_asked = make_jobs(options, prompts, spec)
+    _check_shared(as_asked)
     if not options.seed.strip().isdecimal():
         report.emit(Explained(line=f"seed {as_asked[0].request.seed}"))
     check_trace(options)
@@ -147,6 +148,15 @@ def _run(options: GenerateOptions, jobs: list[Job], spec: ModelSpec, placement: 
         hang_limit=options.hang_limit,
         metadata=not options.no_metadata,
     )
+
+
+def _check_shared(jobs: list[Job]) -> None:
+    """Refuse requests that cannot share the weights and ranks of one run. Raises InputError."""
+    for name in ("dtype", "method"):
+        found = list(dict.fromkeys(getattr(job.request, name) for job in jobs))
+        if len(found) > 1:
+            got = " and ".join(str(value or "the usual one") for value in found[:2])
+            raise InputError(f"all requests of a run must have the same {name}, got {got}: use several runs")
 
 
 def _check_endless(jobs: list[Job], placement: Placement) -> None:

@@ -86,7 +86,7 @@ class GenerateOptions(Options):
         Option(
             also=("prompt-file", "prompts"),
             help="File with one prompt per line, instead of PROMPT; blank lines and lines with # are "
-            "skipped.",
+            "skipped. In a .jsonl file, each line is a JSON object with fields of a request.",
             metavar="FILE",
         ),
     ] = None
