@@ -81,6 +81,7 @@ OPTIONS = [
     "--fit",
     "--revision",
     "--variant",
+    "--lora",
     "--size",
     "--width",
     "--height",
@@ -88,6 +89,12 @@ OPTIONS = [
     "--duration",
     "--num-inference-steps",
     "--guidance-scale",
+    "--guidance-scale-2",
+    "--preset",
+    "--scheduler",
+    "--shift",
+    "--timesteps",
+    "--expert-step",
     "--negative-prompt",
     "--seed",
     "--num-videos",
@@ -161,7 +168,7 @@ def test_help_and_version_need_no_torch(tmp_path: Path) -> None:
 def test_the_options_are_these(tmp_path: Path) -> None:
     shown = run(["generate", "--help"], tmp_path, NO_TORCH)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert re.findall(r"^  (?:-o, )?(--[a-z-]+)", shown.stdout, re.MULTILINE) == OPTIONS
+    assert re.findall(r"^  (?:-o, )?(--[a-z0-9-]+)", shown.stdout, re.MULTILINE) == OPTIONS
     assert "Example: paradit generate" in shown.stdout
     assert "[default: the model's]" in shown.stdout
 
