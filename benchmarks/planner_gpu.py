@@ -19,13 +19,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -38,11 +36,8 @@ from paradit.device_memory import peak_memory_bytes
 from paradit.distributed.timing import now
 from paradit.engine.microbenchmarks import Calibration, Sizes, calibrate
 from paradit.models.hunyuan_video.adapter import HunyuanVideoModel
-from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
-from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.adapter import WanModel
-from paradit.models.wan.spec import transformer_spec as wan_spec
 from paradit.parallel.predictor import LocalPredictor
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
@@ -52,6 +47,7 @@ from paradit.progress import Event, Progress, Stepped
 from paradit.sampling.sampler import Work
 from paradit.stages.decode import frames
 from paradit.stages.denoise import denoise
+from random_models import random_pipeline
 
 WAN_1B, WAN_14B = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 WAN_5B, HUNYUAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo"
@@ -94,51 +90,8 @@ class Steps(Progress):
 
 def random_model(name: str, layers: dict[str, int], dtype: torch.dtype, device: torch.device) -> Any:
     """Return a published model with random weights, and without its text encoder."""
-    configs = json.loads((resources.files("paradit.models") / "published.json").read_text())[name]
-    wan = configs["model_index"]["_class_name"] == "WanPipeline"
-    transformer_class, vae_class = (
-        (diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan)
-        if wan
-        else (diffusers.HunyuanVideoTransformer3DModel, diffusers.AutoencoderKLHunyuanVideo)
-    )
-    torch.manual_seed(0)
-    with device:
-        transformer = transformer_class(**(configs["transformer"] | layers)).eval()
-        vae = vae_class(**configs["vae"], **_normalisation(configs["vae"].get("z_dim"))).eval()
-    in_fp32 = transformer._keep_in_fp32_modules or ()
-    for part, parameter in transformer.named_parameters():
-        parameter.requires_grad_(False)
-        if not any(word in in_fp32 for word in part.split(".")):
-            parameter.data = parameter.data.to(dtype)
-    parts = {"transformer": transformer, "vae": vae.requires_grad_(False)}
-    nothing: dict[str, Any] = {"tokenizer": None, "text_encoder": None}
-    spec = replace(
-        published_spec(name),
-        transformers=((wan_spec if wan else hunyuan_video_spec)(dict(transformer.config)),),
-    )
-    counted = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
-    spec = replace(spec, weights=tuple(
-        replace(weights, parameters=counted[weights.component])
-        for weights in spec.weights if weights.component in counted
-    ))  # fmt: skip
-    if wan:
-        scheduler: Any = diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        )
-        pipeline = diffusers.WanPipeline(
-            **nothing, **parts, scheduler=scheduler, expand_timesteps=spec.expand_timesteps
-        )
-        return WanModel(pipeline, spec, dtype)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
-    nothing |= {"tokenizer_2": None, "text_encoder_2": None}
-    return HunyuanVideoModel(
-        diffusers.HunyuanVideoPipeline(**nothing, **parts, scheduler=scheduler), spec, dtype
-    )
-
-
-def _normalisation(z_dim: int | None) -> dict[str, list[float]]:
-    """Return neutral means and deviations of latents, if the VAE's channel count is not the default."""
-    return {} if z_dim is None else {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
+    pipeline, spec = random_pipeline(name, layers, dtype, device)
+    return (WanModel if "Wan" in spec.pipeline_class else HunyuanVideoModel)(pipeline, spec, dtype)
 
 
 def peak(device: torch.device) -> int:

@@ -1,10 +1,21 @@
-"""Transformers with random weights that are the same in every process."""
+"""Transformers and published models with random weights."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+import diffusers
 import torch
 from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor
+
+from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
+from paradit.models.published import published_spec
+from paradit.models.spec import ModelSpec
+from paradit.models.wan.spec import transformer_spec as wan_spec
 
 TEXT_DIM = 64
 
@@ -56,3 +67,59 @@ def random_hunyuan_video(
         torch.tensor([6000.0]),
     )
     return module.eval(), torch.randn(1, 16, *latent_shape), prompt
+
+
+def random_pipeline(
+    name: str, layers: dict[str, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Any, ModelSpec]:
+    """Return a published model's diffusers pipeline with random weights, and its spec.
+
+    It has no text encoder, its VAE is in fp32, and of two experts it has one. layers: settings of the
+    transformer's configuration that are replaced, such as a smaller number of layers.
+    """
+    configs = json.loads((resources.files("paradit.models") / "published.json").read_text())[name]
+    index = configs["model_index"]
+    wan = index["_class_name"].startswith("Wan")
+    transformer_class, vae_class = (
+        (diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan)
+        if wan
+        else (diffusers.HunyuanVideoTransformer3DModel, diffusers.AutoencoderKLHunyuanVideo)
+    )
+    torch.manual_seed(0)
+    with device:
+        transformer = transformer_class(**(configs["transformer"] | layers)).eval()
+        vae = vae_class(**configs["vae"], **_normalisation(configs["vae"].get("z_dim"))).eval()
+    in_fp32 = transformer._keep_in_fp32_modules or ()
+    for part, parameter in transformer.named_parameters():
+        parameter.requires_grad_(False)
+        if not any(word in in_fp32 for word in part.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    parts: dict[str, Any] = {"transformer": transformer, "vae": vae.requires_grad_(False)}
+    read = wan_spec if wan else hunyuan_video_spec
+    counted = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
+    published = published_spec(name)
+    spec = replace(
+        published,
+        transformers=(read(dict(transformer.config)),),
+        boundary_ratio=None,
+        weights=tuple(
+            replace(weights, parameters=counted[weights.component])
+            for weights in published.weights
+            if weights.component in counted
+        ),
+    )
+    parts |= {"tokenizer": None, "text_encoder": None}
+    if wan:
+        parts["scheduler"] = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
+        pipeline_class = getattr(diffusers, index["_class_name"])
+        return pipeline_class(**parts, expand_timesteps=spec.expand_timesteps), spec
+    parts |= {"tokenizer_2": None, "text_encoder_2": None}
+    parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    return diffusers.HunyuanVideoPipeline(**parts), spec
+
+
+def _normalisation(z_dim: int | None) -> dict[str, list[float]]:
+    """Return neutral means and deviations of latents, if the VAE's channel count is not the default."""
+    return {} if z_dim is None else {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
