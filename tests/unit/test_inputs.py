@@ -25,12 +25,13 @@ GREY = [10 + 4 * index for index in range(48)]
 """Values of the frames of `clip`."""
 
 
-def spec(*takes: str, needs_image: bool = False) -> Any:
+def spec(*takes: str, **needs: Any) -> Any:
     """Return the spec of a model that takes pictures."""
-    return replace(T2V, takes=frozenset(takes), needs_image=needs_image)
+    return replace(T2V, takes=frozenset(takes), **needs)
 
 
-I2V, FLF2V, V2V = spec("image", needs_image=True), spec("image", "last_image"), spec("video")
+I2V, V2V, CLEAN = spec("image", needs_image=True), spec("video"), spec("image", "last_image")
+FLF2V = spec("image", "last_image", needs_image=True, needs_last_image=True)
 
 
 def clip(path: Path, fps: float = 24, values: list[int] = GREY, size: tuple[int, int] = (96, 64)) -> Path:
@@ -235,7 +236,7 @@ def test_videos_name_no_other_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "model", "message"),
     [
-        ({"image": "p"}, T2V, "makes videos from text alone"),
+        ({"image": "p"}, spec(), "makes videos from text alone"),
         ({"last_image": "p"}, I2V, "last_image must be left out: the model '{name}' takes image only"),
         ({}, I2V, "image is missing: the model '{name}' makes videos from a picture"),
         ({"last_image": "p"}, FLF2V, "last_image needs image, the picture of the first frame: give both"),
@@ -246,6 +247,21 @@ def test_videos_name_no_other_files(tmp_path: Path) -> None:
         ),
         ({"image": "p", "video": "v"}, spec("image", "video"), "give image or video, not both"),
         ({"video": "p"}, V2V, "video 'p' is a picture: give it as image"),
+        (
+            {"image": "p"},
+            FLF2V,
+            "last_image is missing: the model '{name}' makes videos between two pictures",
+        ),
+        (
+            {"last_image": "p", "num_frames": 1},
+            CLEAN,
+            "last_image needs num_frames of at least 5, got 1: leave last_image out",
+        ),
+        (
+            {"video": "v", "method": "dualparal"},
+            V2V,
+            "method dualparal cannot change a video: use method full",
+        ),
         ({"image": 5}, I2V, "image must be a path, got 5 (int)"),
         ({"strength": 0.5}, V2V, "strength needs video: it says how much of that video is changed"),
         ({"fit": "contain"}, V2V, "fit contain needs a picture or video to fit: give image or video"),
@@ -264,6 +280,11 @@ def test_videos_name_no_other_files(tmp_path: Path) -> None:
             {"video": "v", "strength": 0.01},
             V2V,
             "strength must be at least 0.02, so that one of the 50 steps is done, got 0.01",
+        ),
+        (
+            {"video": "v", "strength": 0.1428, "num_inference_steps": 7},
+            V2V,
+            "strength must be at least 0.1429, so that one of the 7 steps is done, got 0.1428",
         ),
         (
             {"video": "v", "num_frames": 81},
@@ -311,6 +332,24 @@ def test_length_follows_the_video(tmp_path: Path) -> None:
     exact = resolve(Request(prompt="a", video=path, fps=24, num_frames=48, trim=True), V2V)
     assert exact.num_frames == 48
     assert warnings_for(exact, V2V) == []
+
+
+def test_a_last_picture_alone(marked: Path) -> None:
+    request = resolve(Request(prompt="a", last_image=marked, width=64, height=32, num_frames=5), CLEAN)
+    assert (request.image, request.last_image) == (None, str(marked))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("F", "floating-point values"), ("LAB", "CIELAB colours")])
+def test_pictures_of_kinds_that_are_not_supported(tmp_path: Path, mode: str, kind: str) -> None:
+    picture = Image.new(mode, (16, 16))
+    picture.save(tmp_path / "a.tiff")
+    said = f"{kind}, which are not supported: save it as RGB with 8 bits"
+    with pytest.raises(InputError) as refused:
+        resolve(Request(prompt="a", image=tmp_path / "a.tiff"), I2V)
+    assert str(refused.value) == f"image 'a.tiff' has {said}"
+    with pytest.raises(InputError) as refused, as_files(Request(prompt="a", image=picture)):
+        pass
+    assert str(refused.value) == f"image has {said}"
 
 
 def test_values_become_files() -> None:

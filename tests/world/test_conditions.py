@@ -1,5 +1,6 @@
 """Videos from pictures on several ranks: equal to one process, whoever encodes the pictures."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,23 @@ def test_equal_to_one_process(
         }
         for latents, wanted in zip(latents_of(mine), expected, strict=True):
             torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
+
+
+def with_the_copy_on_the_first_rank(
+    world: World, model: Path, jobs: list[Job], moved: list[Job], where: tuple[Any, ...]
+) -> None:
+    on_ranks(world, model, moved if world.rank == 0 else jobs, where)
+
+
+def test_other_ranks_read_the_first_ranks_copy(
+    models: dict[str, Path], picture: Path, tmp_path: Path
+) -> None:
+    """Rank 1 encodes the pictures. The file that it was given is gone, and the first rank knows a copy."""
+    given, copy = tmp_path / "given.png", tmp_path / "copy.png"
+    for path in (given, copy):
+        shutil.copy(picture, path)
+    jobs, moved = ([job(models["i2v"], tmp_path, 0, image=str(path))] for path in (given, copy))
+    given.unlink()
+    where: tuple[Any, ...] = (2, "denoise=0 decode=1", {})
+    run_world(with_the_copy_on_the_first_rank, 2, models["i2v"], jobs, moved, where)
+    assert torch.isfinite(latents_of(jobs)[0]).all()

@@ -45,6 +45,7 @@ DEFAULTS = {
     "num_inference_steps": 20,
     "guidance_scale": 3.0,
     "train_frames": [5, MAX_FRAMES],
+    "takes": ["image", "last_image"],
 }
 CAPACITY = 8000
 """Number of encoded videos that the pool keeps; they take about 480 MB on disk."""

@@ -52,7 +52,8 @@ def decode(options: DecodeOptions) -> None:
         asked = _request(latents, shape, about, options.fps, spec)
         tile = options.vae_tile
         asked = asked if tile is None else replace(asked, vae_tile=tile)
-        request = resolve(asked, replace(spec, needs_image=False))  # its picture is in the latents
+        # Its pictures are in the latents.
+        request = resolve(asked, replace(spec, needs_image=False, needs_last_image=False))
         output = options.output if options.output is not None else f"{latents.stem}.mp4"
         job = Job(request=request, output=output, latents=None, crf=options.crf)
         check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)

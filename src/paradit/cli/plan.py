@@ -91,7 +91,9 @@ def _asked(options: PlanOptions, spec: ModelSpec) -> Request:
         expert_step=options.expert_step,
         dtype=options.dtype,
         image=_any_picture(spec) if spec.needs_image and options.image is None else options.image,
-        last_image=options.last_image,
+        last_image=(
+            _any_picture(spec) if spec.needs_last_image and options.last_image is None else options.last_image
+        ),
         video=options.video,
         strength=options.strength,
         fit=options.fit,

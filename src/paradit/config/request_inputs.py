@@ -34,6 +34,8 @@ def with_inputs(found: Mapping[str, Any], spec: ModelSpec, *, multiple: int, end
     made: dict[str, Any] = {name: _path(name, found[name]) for name in INPUTS if found[name] is not None}
     if not made:
         return made
+    if "last_image" in made:
+        _check_last(found["num_frames"], spec)
     from paradit.inputs.pictures import picture_size
     from paradit.inputs.videos import video_facts
 
@@ -79,10 +81,12 @@ def _check_together(
             raise InputError(f"{name} must be left out: {_taken(name, spec)}")
     if "video" in given and len(given) > 1:
         raise InputError("give image or video, not both")
-    if "last_image" in given and "image" not in given:
+    if "last_image" in given and "image" not in given and spec.needs_image:
         raise InputError("last_image needs image, the picture of the first frame: give both")
     if spec.needs_image and "image" not in given:
         raise InputError(f"image is missing: the model {spec.name!r} makes videos from a picture")
+    if spec.needs_last_image and "last_image" not in given:
+        raise InputError(f"last_image is missing: the model {spec.name!r} makes videos between two pictures")
     if endless and (ending := next((name for name in ("last_image", "video") if name in given), None)):
         raise InputError(f"{ending} needs a video with an end: leave duration inf out")
     if found["strength"] is not None and "video" not in given:
@@ -105,6 +109,14 @@ def _taken(name: str, spec: ModelSpec) -> str:
     return f"the model {spec.name!r} {what}{models}"
 
 
+def _check_last(num_frames: int | None, spec: ModelSpec) -> None:
+    """Refuse a picture of the last frame if that is in the first latent frame. Raises InputError."""
+    number = spec.defaults.num_frames if num_frames is None else num_frames
+    if number == 1:
+        least = spec.vae.temporal_compression + 1
+        raise InputError(f"last_image needs num_frames of at least {least}, got 1: leave last_image out")
+
+
 def _length(found: Mapping[str, Any], path: str, spec: ModelSpec) -> int:
     """Return the number of frames to make of a video, after checking that it has as many."""
     from paradit.inputs.videos import count_frames
@@ -125,7 +137,6 @@ def _length(found: Mapping[str, Any], path: str, spec: ModelSpec) -> int:
 
 def _strength(strength: object, steps: int) -> float:
     """Return the strength to change a video with. Raises InputError, also if it leaves no step to do."""
-    least = f"{1 / steps:.4g}"
     found = amount(
         "strength",
         DEFAULT_STRENGTH if strength is None else strength,
@@ -133,8 +144,9 @@ def _strength(strength: object, steps: int) -> float:
         hint="1 keeps nothing of the video",
     )
     if int(steps * found) < 1:
+        least = math.ceil(10_000 / steps) / 10_000  # rounded up, so that it is enough
         raise InputError(
-            f"strength must be at least {least}, so that one of the {steps} steps is done, got {found:g}"
+            f"strength must be at least {least:g}, so that one of the {steps} steps is done, got {found:g}"
         )
     return found
 

@@ -33,14 +33,14 @@ def fitted_picture(path: str | Path, width: int, height: int, fit: str) -> Pixel
     applied. fit: `cover`, `contain` or `stretch`. Raises InputError.
     """
     with _opened("image", input_file("image", str(path))) as picture:
-        upright = upright_rgb(picture)
+        upright = upright_rgb(f"image {shown(Path(path).name)}", picture)
     return fitted(upright, upright.width / upright.height, width, height, fit)
 
 
 @lru_cache(maxsize=256)
 def _size(name: str, path: Path, _stamp: tuple[int, int, int]) -> tuple[int, int]:
     with _opened(name, path) as picture:
-        return upright_rgb(picture).size
+        return upright_rgb(f"{name} {shown(path.name)}", picture).size
 
 
 @contextmanager
@@ -75,13 +75,18 @@ def _what_instead(path: Path) -> str:
     return "is not a picture in a known format: save it as PNG or JPEG"
 
 
-def upright_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture in RGB with 8 bits, held upright and laid over black."""
+def upright_rgb(said: str, picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB with 8 bits, held upright and laid over black.
+
+    said: what error messages call the picture. Raises InputError if its kind of values is not supported, and
+    whatever Pillow raises if it cannot be decoded.
+    """
     with quiet():
         picture.load()
         upright = ImageOps.exif_transpose(picture)
-    if upright.mode == "F":
-        raise ValueError("the range of its values is not known")
+    if upright.mode in ("F", "LAB"):  # a range that is not known, and colours that Pillow cannot convert
+        kind = {"F": "floating-point values", "LAB": "CIELAB colours"}[upright.mode]
+        raise InputError(f"{said} has {kind}, which are not supported: save it as RGB with 8 bits")
     if upright.mode.startswith("I"):  # grey with 16 bits, which Pillow would cut off at 255
         grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
         upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))

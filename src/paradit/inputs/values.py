@@ -22,7 +22,9 @@ def save_value(name: str, value: object, folder: Path) -> Path:
     shape = "[F, H, W, 3]" if name == "video" else "[H, W, 3]"
     if isinstance(value, Image.Image) and name != "video":
         try:
-            value = np.asarray(upright_rgb(value))
+            value = np.asarray(upright_rgb(name, value))
+        except InputError:
+            raise
         except Exception:  # Pillow reads an image's file only now, and raises many types if it is broken
             raise InputError(f"{name} cannot be decoded: its file is broken or cut off") from None
     if not isinstance(value, np.ndarray):

@@ -17,6 +17,7 @@ class Full(Method):
     name = "full"
     help = "the whole video at once"
     default_for = ""
+    changes_videos = True
     sampler = "paradit.sampling.full_sequence:SAMPLER"
     cost_model = "paradit.planner.whole_video:WHOLE"
 
@@ -54,8 +55,11 @@ class Full(Method):
 def is_long(fields: Mapping[str, Any], spec: ModelSpec) -> bool:
     """Return whether a video is so long that it is denoised in frame blocks unless the user names a method.
 
+    A given video is changed as a whole, however long it is.
     fields: the request's values, as `resolved_fields` returns them.
     """
+    if fields["video"] is not None:
+        return False
     trained = spec.defaults.train_frames
     # A model may still make a video in one piece that is a little longer than it was trained on.
     most = trained[1] * (1 if fields["trim"] else 2) if trained else math.inf

@@ -50,6 +50,8 @@ class Method(Declares):
     """Whether the denoising method can make a video of no set length, which ends when the user stops it."""
     later_prompts = False
     """Whether the denoising method lets later frame blocks have other prompts than earlier ones."""
+    changes_videos = False
+    """Whether the denoising method can change a given video, of which it needs the latents of all frames."""
     solver_by_block = False
     """Whether each frame block has its own scheduler, which must evaluate the model once per step."""
     divides_layers = False
@@ -73,6 +75,9 @@ class Method(Declares):
         if request.endless and not self.endless:
             able = _named(lambda method: method.endless)
             raise InputError(f"method {self.name} needs a finite duration, got inf: use method {able}")
+        if fields["video"] is not None and not self.changes_videos:
+            able = _named(lambda method: method.changes_videos)
+            raise InputError(f"method {self.name} cannot change a video: use method {able}")
         self._check_foreign(request.options)
         options: object = decode(self.options, request.options)
         made = self.resolved(**fields, method=self.name, **self.chosen(options, fields, spec))
