@@ -1,4 +1,4 @@
-"""Runs of the bundled model from pictures: resumed from the run's folder alone, and several pictures at once."""
+"""Runs of the bundled model from pictures: resumed from the run's folder alone, and several in a file."""
 
 import json
 from pathlib import Path
