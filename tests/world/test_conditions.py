@@ -1,6 +1,7 @@
 """Videos from pictures on several ranks: equal to one process, whoever encodes the pictures."""
 
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from messages import says
 from paradit.config.methods.method import resolve
-from paradit.config.requests import Request
+from paradit.config.requests import ENDLESS, Request
 from paradit.distributed.world import World
 from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
 from paradit.models.spec import read_spec
+from paradit.parallel.predictor import LocalPredictor
+from paradit.pipeline import load
+from paradit.progress import Progress
+from paradit.sampling.sampler import Work
+from paradit.stages.conditions import conditions, pixels
+from paradit.stages.denoise import denoise
+from paradit.stages.encode import encode
 from paradit.testing import run_world
 from tiny import save_folder
 from video_jobs import Kept, placement
@@ -123,3 +132,85 @@ def test_other_ranks_read_the_first_ranks_copy(
     where: tuple[Any, ...] = (2, "denoise=0 decode=1", {})
     run_world(with_the_copy_on_the_first_rank, 2, models["i2v"], jobs, moved, where)
     assert torch.isfinite(latents_of(jobs)[0]).all()
+@pytest.mark.parametrize(("method", "groups"), [(BLOCKS, ""), ({}, "denoise=0 decode=1")])
+def test_pictures_that_cannot_be_read_fail_alone(
+    models: dict[str, Path], picture: Path, tmp_path: Path, method: dict[str, Any], groups: str
+) -> None:
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(picture.read_bytes())
+    paths = [picture, gone, picture]
+    mine = [job(models["i2v"], tmp_path, n, image=str(path), **method) for n, path in enumerate(paths)]
+    gone.unlink()
+    told = [event for rank in run_world(on_ranks, 2, models["i2v"], mine, (2, groups, {})) for event in rank]
+    ((number, _, message),) = [about for event, about in told if event == "failed"]
+    assert number == 1
+    assert says(message, "a red circle .. image .. does not exist")
+    made = [about["path"] for event, about in told if event == "result"]
+    assert made == [mine[0].output, mine[2].output]
+
+
+class States:
+    """Saved progress of a request: every state that it offers, and the finished blocks."""
+
+    def __init__(self, begin: bytes = b"", blocks: dict[int, Tensor] | None = None) -> None:
+        self.begin, self.states, self.blocks = begin, list[bytes](), blocks or {}
+
+    def last(self, parse: Any) -> bytes:  # noqa: ARG002
+        return self.begin
+
+    def offer(self, state: Any, *, is_open: bool = False) -> bool:  # noqa: ARG002
+        self.states.append(state())
+        return True
+
+    def block(self, number: int) -> Tensor:
+        return self.blocks[number]
+
+    def keep(self, number: int, latents: Tensor) -> None:
+        self.blocks[number] = latents
+
+
+@pytest.mark.parametrize("method", [{}, BLOCKS, FRAMES], ids=["full", "dualparal", "fifo"])
+def test_resumed_with_the_same_bits(
+    models: dict[str, Path], picture: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    request = job(models["wan22_ti2v"], tmp_path, 0, image=str(picture), **method).request
+    model = load(read_spec(models["wan22_ti2v"]), "fp32")
+    prompts = encode(model, request, Progress())
+
+    def made(states: States) -> list[Tensor]:
+        work = Work(
+            model=model,
+            request=request,
+            prompts=prompts,
+            conditions=conditions(model, request, Progress()),
+            progress=Progress(),
+            predictor=LocalPredictor(),
+            checkpoints=states,
+        )
+        return list(denoise(work))
+
+    whole = States()
+    expected = made(whole)
+    assert torch.equal(
+        expected[0][:, :, :1], model.encode_conditions(request, pixels(request))[0]
+    )  # the given frame
+    for state in whole.states:
+        for latents, wanted in zip(made(States(state, whole.blocks)), expected, strict=True):
+            assert torch.equal(latents, wanted)
+
+
+def test_an_endless_video_has_an_image(models: dict[str, Path], picture: Path, tmp_path: Path) -> None:
+    request = job(models["i2v"], tmp_path, 0, image=str(picture), num_frames=ENDLESS, **BLOCKS).request
+    model = load(read_spec(models["i2v"]), "fp32")
+    encoded = conditions(model, request, Progress())
+    assert tuple(tuple(one.shape) for one in encoded) == model.condition_shapes(request)
+    work = Work(
+        model=model,
+        request=request,
+        prompts=encode(model, request, Progress()),
+        conditions=encoded,
+        progress=Progress(),
+        predictor=LocalPredictor(),
+    )
+    blocks = islice(denoise(work), 25)  # beyond the encoded frames
+    assert all(block.isfinite().all() for block in blocks)

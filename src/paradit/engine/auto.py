@@ -120,5 +120,6 @@ def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
     """Return the key under which a warm-up's times are stored: a text of everything that they depend on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
     shape = (request.width, request.height, request.num_frames, request.num_branches(spec))
+    inputs = [*texts, *(name for name in ("image", "last_image", "video") if getattr(request, name))]
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)
-    return f"stages of {spec.transformers}, {spec.vae}, {texts}, {shape}, {dtype}, {threads} threads, {base}"
+    return f"stages of {spec.transformers}, {spec.vae}, {inputs}, {shape}, {dtype}, {threads} threads, {base}"

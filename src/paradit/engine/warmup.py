@@ -23,6 +23,7 @@ from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.noise import initial_noise
 from paradit.scheduling.balance import StageSeconds
+from paradit.stages.conditions import conditions
 from paradit.stages.decode import frames
 from paradit.stages.encode import encode
 from paradit.video.writer import Video, open_video
@@ -56,12 +57,18 @@ class _Warmup:
             step=step,
             step_together=step_together,
             decode=self._decode(),
+            conditions=self._conditions() if self._request.has_pictures else 0.0,
         )
 
     def _encode(self) -> tuple[tuple[Prompt, ...], float]:
         """Return the request's prompt embeddings, and the seconds that encoding takes."""
         work = partial(encode, self._load("encode"), self._request, Progress())
         return work(), self._slowest(partial(seconds, work, self._world.device))
+
+    def _conditions(self) -> float:
+        """Return the seconds that reading and encoding the request's pictures take."""
+        work = partial(conditions, self._load("decode"), self._request, Progress())
+        return self._slowest(partial(seconds, work, self._world.device))
 
     def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
         """Return the seconds of preparing the prompts, of a step on one rank, and of a step on all ranks."""
@@ -71,7 +78,11 @@ class _Warmup:
         layout = transformer.layout((frames, height, width))
         latents = initial_noise(self._shape, self._request.seed, device).to(model.dtype)
         first, *_ = model.scheduler(self._request).timesteps
-        timestep = model.model_timestep(first, latents)
+        # The time does not depend on the values of the encoded pictures.
+        shapes = model.condition_shapes(self._request)
+        given = model.conditions(self._request, tuple(torch.zeros(shape, device=device) for shape in shapes))
+        timestep = given.model_timestep(first, latents, range(frames))
+        latents, prompts = given.model_input(latents, range(frames)), given.prompts(prompts)
 
         def of(predictor: Predictor) -> float:
             contexts = predictor.contexts(transformer, prompts)

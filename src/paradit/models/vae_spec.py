@@ -92,6 +92,18 @@ class VaeSpec(ABC):
         Includes convolutions and attention, as torch counts them.
         """
 
+    @property
+    def settled_at(self) -> int:
+        """Index of the first latent frame of an encoded video that the first frame does not affect.
+
+        Only VAEs of models that make videos from pictures have it, and `encode_flops`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not encode pictures")
+
+    def encode_flops(self, num_frames: int, height: int, width: int) -> int:
+        """Count the floating-point operations of encoding a whole video, as `decode_flops` does."""
+        raise NotImplementedError(f"{type(self).__name__} does not encode pictures")
+
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
         """Estimate the bytes of working memory that the decoder needs for one latent frame, in fp32.
 

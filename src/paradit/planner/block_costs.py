@@ -14,7 +14,7 @@ from paradit.config.methods.dualparal import QueueRequest, num_slices, with_slic
 from paradit.config.methods.method import check_placement
 from paradit.config.placement import Placement
 from paradit.planner.long_video import LongVideo
-from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator
+from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator, latency_of
 from paradit.planner.slice_step import SliceSteps
 from paradit.planner.timeline import simulated_spans
 from paradit.scheduling import balance
@@ -42,7 +42,7 @@ class InBlocks(CostModel):
         # the decode stage.
         stages = simulator.stages_of(candidate, run.denoised)
         stages["decode"] = run.seconds - run.denoised
-        before = sum(stages.values()) - run.seconds  # until the prompt embeddings are ready
+        before = latency_of(placement, stages) - run.seconds  # until texts and pictures are encoded
         seconds = max(span.end for span in simulate(placement, num_requests, stages))
         videos = num_requests / placement.replicas
         return Simulated(
@@ -61,7 +61,8 @@ class InBlocks(CostModel):
     def least(self, simulator: Simulator, candidate: Candidate, num_requests: int) -> LowerBound:
         least = long_video(simulator, candidate).least_seconds
         # Blocks are decoded while others are denoised, so a lower bound must not add the decode.
-        latency = sum(simulator.stages_of(candidate, least).values()) - simulator.decode_seconds(candidate)
+        latency = latency_of(candidate.placement, simulator.stages_of(candidate, least))
+        latency -= simulator.decode_seconds(candidate)
         each = ceil(num_requests / candidate.placement.replicas) * least
         return LowerBound(latency, max(latency, each), simulator.memory(candidate))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
 from paradit.models.spec import ModelSpec, TransformerSpec, stage_of
 from paradit.models.vae_spec import VaeSpec
 from paradit.planner.hardware import Device
@@ -188,10 +189,7 @@ def decode_seconds(
     decoded. ranks: number of ranks that share the tiles.
     """
     frames, height, width = size
-    rate = device.convolution_rate(dtype)
-    # Convolutions with few channels move more bytes per operation. The last level, which has the fewest,
-    # takes longest.
-    rate /= 1 + device.narrow / vae.decoder_dim
+    rate = _vae_rate(vae, device, dtype)
     grid, scale = vae.grid(height, width, tile), vae.spatial_compression
     if grid.num_tiles == 1:
         return vae.decode_flops(*size) / rate
@@ -199,3 +197,38 @@ def decode_seconds(
     flops = {one: vae.decode_flops(frames, scale * one[0], scale * one[1]) for one in set(sizes)}
     # The rank with the most work decides.
     return max(sum(flops[sizes[number]] for number in hand) for hand in grid.dealt(ranks)) / rate
+
+
+def _vae_rate(vae: VaeSpec, device: Device, dtype: str) -> float:
+    """Return the FLOP/s of a VAE's convolutions."""
+    # Convolutions with few channels move more bytes per operation. The last level, which has the fewest,
+    # takes longest.
+    return device.convolution_rate(dtype) / (1 + device.narrow / vae.decoder_dim)
+
+
+def conditions_seconds(spec: ModelSpec, device: Device, request: ResolvedRequest) -> float:
+    """Return the seconds in which one rank encodes a request's pictures.
+
+    The encoder is taken to be as efficient as the decoder, which is measured.
+    """
+    vae, rate = spec.vae, _vae_rate(spec.vae, device, "fp32")
+    # In diffusers, a tile to encode is larger than one to decode by the factor `pixel_patch`.
+    tile = None if request.vae_tile is None else request.vae_tile * vae.pixel_patch
+    flops, scale = 0, vae.spatial_compression
+    for frames in _encoded_clips(spec, request):
+        for part in vae.grid(request.height, request.width, tile).tiles:
+            flops += vae.encode_flops(frames, scale * part.rows.size, scale * part.columns.size)
+    image_encoder = sum(w.parameters for w in spec.weights if w.component == "image_encoder")
+    embedded = 2 * image_encoder * max(one.image_tokens for one in spec.transformers)
+    return flops / rate + embedded / device.rate("product", "fp32")
+
+
+def _encoded_clips(spec: ModelSpec, request: ResolvedRequest) -> list[int]:
+    """Return the numbers of frames of the videos that the VAE encodes for a request's pictures."""
+    ratio = spec.vae.temporal_compression
+    if request.video is not None:
+        return [(latent_shape(request, spec)[1] - 1) * ratio + 1]
+    if spec.transformers[0].in_channels > spec.vae.z_dim:  # pictures are further channels, for all frames
+        return [(encoded_latent_frames(request, spec) - 1) * ratio + 1]
+    # Each picture stands alone; at the end of a video, it stands for all frames of its latent frame.
+    return [1] * (request.image is not None) + [1 + ratio] * (request.last_image is not None)

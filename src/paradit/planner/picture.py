@@ -48,7 +48,8 @@ def draw_timeline(by_rank: Mapping[int, Sequence[Span]], title: str, subtitle: s
     for number, (rank, spans) in enumerate(sorted(by_rank.items())):
         _row(draw, TOP + number * (ROW + GAP), rank, list(spans), end, in_blocks=in_blocks)
     told_apart = any(_block(span) is not None for spans in by_rank.values() for span in spans)
-    _legend(draw, bottom + 44, in_blocks=told_apart)
+    pictures = any(span.name == "conditions" for spans in by_rank.values() for span in spans)
+    _legend(draw, bottom + 44, in_blocks=told_apart, pictures=pictures)
     return image
 
 
@@ -118,14 +119,12 @@ def _axis(draw: ImageDraw.ImageDraw, seconds: float, bottom: int) -> None:
         draw.text((x, bottom + 6), f"{number * step:g} {name}", GREY, _font(16), anchor="ma")
 
 
-def _legend(draw: ImageDraw.ImageDraw, top: int, *, in_blocks: bool) -> None:
-    entries = {name: COLORS[name] for name in ("encode", "denoise", "decode")}
+def _legend(draw: ImageDraw.ImageDraw, top: int, *, in_blocks: bool, pictures: bool) -> None:
+    entries = {name: COLORS[name] for name in ("encode", *["conditions"] * pictures, "denoise", "decode")}
     if in_blocks:
-        entries = {
-            "encode": COLORS["encode"],
-            "a colour for each block": BLOCKS[1],
-            "decode": COLORS["decode"],
-        }
+        names = {"denoise": "a colour for each block"}
+        entries = {names.get(name, name): color for name, color in entries.items()}
+        entries[names["denoise"]] = BLOCKS[1]
     x = float(LEFT)
     for name, color in {**entries, "waiting": IDLE}.items():
         draw.rectangle((x, top, x + 18, top + 18), color)

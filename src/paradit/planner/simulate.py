@@ -21,6 +21,7 @@ from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.models.spec import ModelSpec
 from paradit.planner.costs import (
     ITEMSIZE,
+    conditions_seconds,
     context_seconds,
     decode_seconds,
     encode_seconds,
@@ -206,6 +207,14 @@ def cost_model_of(method: str) -> CostModel:
     return cast(CostModel, getattr(import_module(module), attribute))
 
 
+def latency_of(placement: Placement, stages: Mapping[str, float]) -> float:
+    """Return the seconds that one request takes by itself, whose stages take `stages`."""
+    beside = 0.0
+    if placement.encode_ranks[0] != placement.decode_groups[0][0]:  # texts and pictures are encoded at once
+        beside = min(stages["encode"], stages.get("conditions", 0.0))
+    return sum(stages.values()) - beside
+
+
 @dataclass(frozen=True, eq=False)
 class Simulator:
     """Simulator of execution plans that make one kind of video, with a given model on a given cluster.
@@ -246,9 +255,11 @@ class Simulator:
 
         steps: seconds that all its denoising steps take together.
         """
-        device, branches = self.cluster.device, self.branches
-        stages = {
-            "encode": encode_seconds(self.spec, device, self.dtype, branches),
+        device, branches, request = self.cluster.device, self.branches, self.request_of(candidate)
+        stages = {"encode": encode_seconds(self.spec, device, self.dtype, branches)}
+        if request.has_pictures:
+            stages["conditions"] = conditions_seconds(self.spec, device, request)
+        stages |= {
             "denoise": self.context + steps,
             "decode": self.decode_seconds(candidate),
         }

@@ -9,7 +9,7 @@ from paradit.attention.registry import Choice
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.planner.discrete_events import Simulation
-from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator
+from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator, latency_of
 from paradit.planner.step import simulate_layers
 from paradit.planner.timeline import simulated_spans, span_of
 from paradit.planner.whole_video_step import Group, branches_of, group_of, simulated_step
@@ -55,7 +55,7 @@ class Whole(CostModel):
         for span in spans:
             for rank in span.ranks:
                 busy[rank] += span.end - span.start
-        latency = sum(once.values())
+        latency = latency_of(placement, once)
         frames = latent_shape(simulator.request, simulator.spec)[1]
         return Simulated(
             candidate=candidate,
@@ -164,6 +164,7 @@ def _help(
     # While a request is denoised, each decoder also decodes, and perhaps encodes, its part of the others.
     decoders = len(placement.decode_groups)
     encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
+    encodes += stages.get("conditions", 0.0)
     busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)
     return (helped - alone) * (steps - busy / alone)
 

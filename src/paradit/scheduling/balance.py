@@ -56,6 +56,8 @@ class StageSeconds:
     step_together: Seconds
     """Seconds of a denoising step that all `ranks` ranks share."""
     decode: Seconds
+    conditions: Seconds = 0.0
+    """Seconds to encode a request's pictures; 0 if it has none."""
 
     def denoise(self, num_ranks: int, num_inference_steps: int) -> float:
         """Return the seconds of denoising on `num_ranks` ranks: one rank's time divided, plus overhead.
@@ -70,7 +72,8 @@ class StageSeconds:
     def of(self, placement: Placement, num_inference_steps: int) -> dict[str, float]:
         """Return a mapping from each stage to its seconds, for a request that runs on a placement."""
         denoise = self.denoise(len(placement.denoise_ranks), num_inference_steps)
-        return {"encode": self.encode, "denoise": denoise, "decode": self.decode}
+        pictures = {"conditions": self.conditions} if self.conditions else {}
+        return {"encode": self.encode, **pictures, "denoise": denoise, "decode": self.decode}
 
 
 def simulate(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> list[Span]:

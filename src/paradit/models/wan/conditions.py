@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
 from paradit.models.common.no_conditions import Model, NoConditions
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.spec import joins_channels
-from paradit.models.wan.vae_spec import WanVaeSpec
 
 
 class JoinedChannels(NoConditions):
@@ -127,19 +126,9 @@ def condition_shapes(spec: ModelSpec, request: ResolvedRequest) -> tuple[tuple[i
     if not given or not joins_channels(spec):
         return ((1, channels, 1, height, width),) * given
     reads = spec.transformers[0]
-    latents = (1, channels, encoded_frames(spec, request), height, width)
+    latents = (1, channels, encoded_latent_frames(request, spec), height, width)
     embeds = [(reads.images, reads.image_tokens // reads.images, reads.image_dim)] if reads.images else []
     return latents, *embeds
-
-
-def encoded_frames(spec: ModelSpec, request: ResolvedRequest) -> int:
-    """Return how many latent frames of a video that is grey except for given frames have to be encoded.
-
-    All others equal the first one that neither of the pictures affects.
-    """
-    assert isinstance(spec.vae, WanVaeSpec)
-    needed = spec.vae.settled_at + (1 if request.last_image is None else 2)
-    return min(needed, latent_shape(request, spec)[1])
 
 
 def conditions_of(model: Model, request: ResolvedRequest, encoded: Sequence[Tensor]) -> NoConditions:

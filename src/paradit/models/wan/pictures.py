@@ -12,10 +12,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
 from paradit.models.protocol import Frames, Pixels
 from paradit.models.spec import ModelSpec
-from paradit.models.wan.conditions import encoded_frames
 from paradit.models.wan.encoder import Pieces, WanEncoder
 from paradit.models.wan.spec import joins_channels
 
@@ -45,7 +44,7 @@ def encode_pictures(
     if joins_channels(spec):
         assert pixels.image is not None, "a request to this model has an image"
         last = None if pixels.last_image is None else read(pixels.last_image)
-        number = encoded_frames(spec, request)
+        number = encoded_latent_frames(request, spec)
         latents = encoded(partial(_grey_between, read(pixels.image), last, number, ratio))
         return latents, *([_embedded(pipeline, given)] if spec.transformers[0].images else [])
     clean = []

@@ -1,0 +1,75 @@
+"""Pictures in the planner: the operations of encoding them, and when ranks do it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from paradit.config.methods.method import resolve
+from paradit.config.requests import Request
+from paradit.models.protocol import Pixels
+from paradit.models.spec import read_spec
+from paradit.pipeline import load
+from paradit.planner.costs import conditions_seconds
+from paradit.planner.hardware import find_cluster
+from paradit.planner.search import find_plans
+from paradit.planner.simulate import Simulator, latency_of
+from tiny import save_folder
+from video_jobs import placement
+
+
+# Clean frames, with and without tiles; channels for all frames, of which some are not encoded.
+@pytest.mark.parametrize(
+    ("variant", "given", "fields"),
+    [
+        ("wan22_ti2v", ("image",), {}),
+        ("wan22_ti2v", ("image", "last_image"), {"vae_tile": 64, "width": 160}),
+        ("i2v_a14b", ("image", "last_image"), {}),
+        ("i2v_a14b", ("image",), {"num_frames": 161, "width": 16, "height": 16}),
+        ("wan21", ("video",), {}),
+    ],
+)
+def test_operations_are_those_that_run(
+    tmp_path: Path, variant: str, given: tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    spec = read_spec(save_folder(variant, tmp_path / variant))
+    asked = Request(**{"prompt": "a", "width": 64, "height": 64, "num_frames": 9, **fields})
+    bare = resolve(asked, replace(spec, needs_image=False))
+    names: dict[str, Any] = {name: name for name in given}
+    request = replace(bare, **names, strength=0.5 if "video" in given else None)
+    picture = np.zeros((request.height, request.width, 3), np.uint8)
+    video = np.stack([picture] * request.num_frames)
+    pixels = Pixels(**{name: video if name == "video" else picture for name in given})
+    model = load(spec, "fp32", stages=("decode",))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.encode_conditions(request, pixels)
+    device = find_cluster("RTX 4090").device
+    rate = device.convolution_rate("fp32") / (1 + device.narrow / spec.vae.decoder_dim)
+    assert conditions_seconds(spec, device, request) == pytest.approx(counter.get_total_flops() / rate)
+
+
+def test_plans_have_the_stage(tmp_path: Path) -> None:
+    spec = read_spec(save_folder("wan22_ti2v", tmp_path / "tiny", width=64, height=64, num_frames=9))
+    text = resolve(Request(prompt="a"), spec)
+    cluster = find_cluster("2xRTX 4090")
+    without, plans = (
+        find_plans(Simulator(cluster, spec, request, "fp32"), 3, "latency")
+        for request in (text, replace(text, image="picture.png"))
+    )
+    assert all("conditions" not in plan.simulated.stages for plan in without.best)
+    for plan in plans.best:
+        assert plan.simulated.stages["conditions"] > 0
+        assert plan.simulated.latency >= max(
+            sum(seconds for stage, seconds in plan.simulated.stages.items() if stage != one)
+            for one in ("encode", "conditions")
+        )
+
+
+def test_texts_and_pictures_are_encoded_at_once_on_different_ranks() -> None:
+    stages = {"encode": 2.0, "conditions": 3.0, "denoise": 5.0, "decode": 1.0}
+    assert latency_of(placement(2, "denoise=0 decode=1"), stages) == 11
+    assert latency_of(placement(2, "denoise=0 decode=1 encode=0"), stages) == 9
