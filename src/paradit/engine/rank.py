@@ -184,16 +184,15 @@ class _Rank:
 
         Sends None instead if the request is no longer wanted, or if its pictures cannot be encoded.
         """
-        request, encoded, failed = order.job.request, None, False
+        request, encoded, open_ = order.job.request, None, self._open[order.number]
         self._emit(Doing(job=order.number, stage="conditions"))
         if self._inbox.is_wanted(order):
             try:
-                with self._open[order.number].timed("conditions", order.job.index):
+                with open_.timed("conditions", order.job.index):
                     encoded = conditions(self._model, request, self._telling(order))
             except FAILURES as error:
-                failed = True
                 self._end_early(order, error)
-        self._inputs.send_conditions(request, self._decoder, encoded, failed=failed)
+        self._inputs.send_conditions(request, self._decoder, encoded, failed=open_.has_ended)
 
     def denoise(self, order: Order) -> None:
         """Denoise a request's latents; the first rank that denoises sends them to the decoder."""
@@ -394,6 +393,7 @@ class _Rank:
 
     def _end_early(self, order: Order, error: Exception) -> None:
         """Report that an order was cancelled, or has failed because of `error`; another rank may do that."""
-        is_cancelled = isinstance(error, (Unwanted, Undecoded))
-        if not isinstance(error, FailedElsewhere):
+        open_, is_cancelled = self._open[order.number], isinstance(error, (Unwanted, Undecoded))
+        if not open_.has_ended and not isinstance(error, FailedElsewhere):
             self._emit(Cancelled(job=order.number) if is_cancelled else order.failed(error))
+        open_.has_ended = True

@@ -32,6 +32,8 @@ class Open:
     written: Written | None = None
     helped_steps: int | None = None
     is_decoded: bool = False
+    has_ended: bool = False
+    """Whether this rank has reported that the request has failed or was cancelled, which is reported once."""
     is_through: bool = False
     """Whether this rank has reached the request's decode, its last stage; the record is then deleted."""
 
