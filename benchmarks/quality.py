@@ -133,7 +133,7 @@ def main() -> None:
             real.append(evaluate(draw(scene, len(video), np.random.default_rng(seed), video.shape[1])))
             if "image" in pictures:
                 picture = np.asarray(Image.open(pictures["image"]))
-                own = reconstruction(model, request, picture)[0]
+                own = reconstruction(model, request, picture)
                 decibels.append([psnr(frame, picture) for frame in (video[0], own)])
             right = verdicts[-1].right(scene)
             print(
