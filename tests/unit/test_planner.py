@@ -327,7 +327,13 @@ def test_replicas_share_the_host() -> None:
 def test_published_models_are_planned(model: str) -> None:
     spec = published_spec(model)
     assert all(weights.parameters > 0 for weights in spec.weights)
-    request = resolve(Request.of(prompt="any"), spec)
+    request = resolve(Request.of(prompt="any"), replace(spec, needs_image=False, needs_last_image=False))
+    picture = "picture.png"  # not read
+    request = replace(
+        request,
+        image=picture if spec.needs_image else None,
+        last_image=picture if spec.needs_last_image else None,
+    )
     simulated = Simulator(find_cluster("8xH100"), spec, request).simulate(
         Candidate(placement=Placement(ranks=8)), 2, ULYSSES
     )

@@ -132,6 +132,8 @@ def test_other_ranks_read_the_first_ranks_copy(
     where: tuple[Any, ...] = (2, "denoise=0 decode=1", {})
     run_world(with_the_copy_on_the_first_rank, 2, models["i2v"], jobs, moved, where)
     assert torch.isfinite(latents_of(jobs)[0]).all()
+
+
 @pytest.mark.parametrize(("method", "groups"), [(BLOCKS, ""), ({}, "denoise=0 decode=1")])
 def test_pictures_that_cannot_be_read_fail_alone(
     models: dict[str, Path], picture: Path, tmp_path: Path, method: dict[str, Any], groups: str

@@ -51,7 +51,8 @@ def denoise(
     given = model.conditions(request, conditions)
     frames = range(first_frame, first_frame + latents.shape[2])
     experts = _Experts(model, predictor, given.prompts(prompts), latents, request)
-    timesteps = scheduler.timesteps[scheduler.begin_index :]  # a video to change skips some
+    # A video to change skips some steps. Not every scheduler has a begin index.
+    timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) :]
     by_step, steps = experts_of(model, request, timesteps), len(timesteps)
     guidance_scales = request.guidance_scales(model.spec)
     with progress.stage("denoise", total=steps):

@@ -141,7 +141,7 @@ class CogVideoXModel(PipelineModel):
     PIPELINE, TRANSFORMER = CogVideoXPipeline, Transformer
 
     @staticmethod
-    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device, *_: object) -> None:
         scheduler.set_timesteps(num_inference_steps, device=device)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:  # noqa: ARG002

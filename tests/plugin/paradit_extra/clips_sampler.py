@@ -10,17 +10,15 @@ from paradit.sampling.block_state import QueueState
 
 def blocks(model, queue, prompts, noise, *, request, conditions, predictor, progress, state, save):
     """Yield the denoised latents of each block in order, on every rank that denoises."""
+    same = {"request": request, "conditions": conditions, "predictor": predictor, "progress": Progress()}
     for number in queue.blocks(state.round if state else 0):
         (clip,) = full_sequence.denoise(
             model,
             noise.block(number)[:, :, : queue.frames_of(number)].to(model.device),
             prompts,
-            request=request,
-            conditions=conditions,
             first_frame=number * queue.block_frames,
             noise=partial(noise.step, number),
-            progress=Progress(),
-            predictor=predictor,
+            **same,
         )
         progress.step("denoise", (number + 1) * queue.num_steps)
         yield clip
