@@ -185,7 +185,7 @@ BAD = {
         ["--prompts-file", "requests.jsonl"],
         "'requests.jsonl': line 2: unknown field 'widht': did you mean 'width'",
     ),
-    "picture for a model of texts": (["a", "--image", "prompts.txt"], "image .* from text alone"),
+    "picture for a model of texts": (["a", "--image", "prompts.txt"], "image .* takes video only"),
     "strength without a video": (["a", "--strength", "0.5"], "strength needs video"),
     "fit without a picture": (["a", "--fit", "contain"], "fit contain needs a picture"),
     "prompts file that is no text": (["--prompts-file", "binary.txt"], "not UTF-8"),
