@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from paradit.cli.main import COMMANDS, app
+from paradit.video.writer import open_video
 from paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -124,6 +127,12 @@ def test_commands_of_guides_are_accepted(
     """Commands that make a video run as dry runs; the options of all others are parsed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red circle\na blue ring bouncing\n")
+    (tmp_path / "requests.jsonl").write_text('{"prompt": "a red circle", "image": "first.png"}\n')
+    for name in ("first.png", "last.png"):
+        Image.new("RGB", (96, 96), "red").save(tmp_path / name)
+    with open_video(tmp_path / "circle.mp4", 96, 96, 16) as video:
+        for _ in range(17):
+            video.write(np.zeros((96, 96, 3), np.uint8))
     group: Any = typer.main.get_command(app)
     for words in commands(page):
         if words[0] == "generate" and "auto" not in words:  # auto imports torch, to look for GPUs
