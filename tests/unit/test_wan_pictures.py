@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -211,3 +213,20 @@ def test_given_frames_stay_clean_whichever_part_of_a_video_is_denoised(folders: 
     assert given.model_timestep(level, latents, [7, 8, 9]).tolist() == [[500, 500, 500, 500, 0, 0]]
     assert given.end(latents, [3, 4, 9])[0, 0, :, 0, 0].tolist() == [0, 0, 7]
     assert latents.abs().max() == 0
+
+
+def test_loading_warns_about_no_library_that_is_not_needed(folders: Path) -> None:
+    """transformers tells everyone who imports the pipelines of pictures that torchvision is missing."""
+    load_both = """
+import sys
+from paradit.models.spec import read_spec
+from paradit.pipeline import load
+load(read_spec(Path(sys.argv[1])), "fp32")
+assert "diffusers.pipelines.wan.pipeline_wan_i2v" not in sys.modules
+load(read_spec(Path(sys.argv[2])), "fp32")
+assert "diffusers.pipelines.wan.pipeline_wan_i2v" in sys.modules
+"""
+    command = [sys.executable, "-c", "from pathlib import Path" + load_both]
+    command += [str(made("wan21", folders)), str(made("i2v", folders))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "torchvision" not in done.stderr + done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -119,6 +120,24 @@ def fingerprint(modules: Iterable[Any]) -> bytes:
         for parameter in module.parameters()
     ]
     return torch.cat(values).cpu().numpy().tobytes()
+
+
+@contextmanager
+def without_torchvision_warning() -> Iterator[None]:
+    """Context manager that hides a warning that image processors work without torchvision.
+
+    transformers logs it when a pipeline's module that names such a class is imported.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 @contextmanager

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import cast
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
-from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
-from diffusers.pipelines.wan.pipeline_wan_video2video import WanVideoToVideoPipeline
 from torch import Tensor
 
 from paradit.config.requests import ResolvedRequest
 from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.common.loading import without_torchvision_warning
 from paradit.models.common.model import PipelineModel
 from paradit.models.protocol import Conditions, Pixels, Scheduler
 from paradit.models.spec import ModelSpec
@@ -28,13 +28,13 @@ class WanModel(PipelineModel):
     """A loaded Wan pipeline with the VideoModel interface."""
 
     PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
-    OTHERS: ClassVar[tuple[type[DiffusionPipeline], ...]] = (WanImageToVideoPipeline, WanVideoToVideoPipeline)
-    """Classes of pipelines that make videos from pictures."""
 
     @classmethod
     def pipeline_class(cls, spec: ModelSpec) -> type[DiffusionPipeline]:
         """Return the class of the diffusers pipeline to load, the one that the model's folder names."""
-        return next((one for one in cls.OTHERS if one.__name__ == spec.pipeline_class), cls.PIPELINE)
+        with without_torchvision_warning():
+            found = getattr(diffusers, spec.pipeline_class, cls.PIPELINE)
+        return cast("type[DiffusionPipeline]", found)
 
     @staticmethod
     def schedule(
