@@ -38,7 +38,7 @@ LAYERS = [
     ["planner.hardware", "planner.costs", "planner.discrete_events", "planner.step"],
     ["distributed"],
     ["attention"],
-    ["config.placement", "config.placement_text"],
+    ["config.placement", "config.placement_text", "config.placement_checks"],
     ["config.methods", "models.warnings", "config.given_values"],
     ["provenance"],
     ["scheduling.rank_memory", "scheduling.balance"],

@@ -17,7 +17,7 @@ from paradit.config.placement_text import read_placement
 from paradit.config.requests import Request
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.scheduling.rank_memory import on_one_device
-from paradit.scheduling.stages import STAGES
+from paradit.scheduling.stages import PLACED, STAGES
 from paradit.tuning.remembered import Remembered
 from tiny import save_folder
 
@@ -130,7 +130,8 @@ def test_replicas() -> None:
         (0, 1, 2),
         (0,),
     )
-    assert [two.stages_of(rank) for rank in range(6)] == [STAGES, ("denoise",), ("denoise",)] * 2
+    assert [two.stages_of(rank) for rank in range(6)] == [PLACED, ("denoise",), ("denoise",)] * 2
+    assert [two.work_of(rank) for rank in range(6)] == [STAGES, ("denoise",), ("denoise",)] * 2
     assert two.replica == Placement(ranks=3, attention="ulysses")
     assert read_placement(two.to_json()) == two
 

@@ -16,6 +16,7 @@ from paradit.config.limits import typed
 from paradit.config.methods.registry import METHODS, Declares, declared_options, methods_with
 from paradit.config.options import all_fields, declared, decode, read_all
 from paradit.config.placement import Placement
+from paradit.config.placement_checks import check_branches, check_tiles
 from paradit.config.requests import (
     Request,
     ResolvedRequest,
@@ -109,7 +110,7 @@ class Method(Declares):
 
     def check(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
         """Refuse a placement that cannot make the requested video. Raises InputError."""
-        placement.check_branches(request, spec)
+        check_branches(placement, request, spec)
         self.check_ranks(placement, request, spec)
         tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)
@@ -119,7 +120,7 @@ class Method(Declares):
                 f"{len(placement.denoise_ranks)} ranks are too many for a video of {tokens} tokens: use at "
                 f"most {most}"
             )
-        placement.check_tiles(placement.tiled(request, spec), spec)
+        check_tiles(placement, placement.tiled(request, spec), spec)
 
     def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:  # noqa: ARG002
         """Refuse a placement that this denoising method cannot carry out. Raises InputError."""
