@@ -30,11 +30,15 @@ PROMPT = "a red circle " * 200
 @pytest.mark.parametrize("dtype", BYTES)
 @pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v", "hunyuan"])
 def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
-    """The feed-forward is as wide, relative to the tokens, as in published models."""
+    """The feed-forward is as wide, relative to the tokens, as in published models.
+
+    Where a token covers more pixels, tokens are wider, as in Wan 2.2 5B.
+    """
     if variant == "hunyuan":
         save_hunyuan_folder(tmp_path, heads=8)
     else:
-        save_folder(variant, tmp_path, heads=8, ffn_dim=1280)
+        heads = 16 if variant == "wan22_ti2v" else 8
+        save_folder(variant, tmp_path, heads=heads, ffn_dim=160 * heads)
     spec = read_spec(tmp_path)
     model = load(spec, dtype)
     asked = Request(prompt=PROMPT, num_inference_steps=3, width=256, height=256, num_frames=33, dtype=dtype)

@@ -209,8 +209,8 @@ def test_given_frames_stay_clean_whichever_part_of_a_video_is_denoised(folders: 
     given = CleanFrames(model, {0: clean, 9: clean})
     latents, level = torch.zeros(1, 48, 3, 2, 4), torch.tensor(500)
     assert given.model_input(latents, [0, 1, 2])[0, 0, :, 0, 0].tolist() == [7, 0, 0]
-    assert given.model_timestep(level, latents, [0, 1, 2]).tolist() == [[0, 0, 500, 500, 500, 500]]
-    assert given.model_timestep(level, latents, [7, 8, 9]).tolist() == [[500, 500, 500, 500, 0, 0]]
+    assert given.model_timestep(level, latents, [0, 1, 2]).tolist() == [[0, 500, 500]]
+    assert given.model_timestep(level, latents, [7, 8, 9]).tolist() == [[500, 500, 0]]
     assert given.end(latents, [3, 4, 9])[0, 0, :, 0, 0].tolist() == [0, 0, 7]
     assert latents.abs().max() == 0
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from allocated import allocated_peak
 from paradit.attention.local_attention import sdpa
 from paradit.models.wan.transformer import WanTransformer
 from seam_inputs import grid_of, wan_inputs
@@ -53,6 +54,59 @@ def test_equals_forward_with_a_timestep_for_each_token(
     batch, frames, height, width = shape
     timestep = 1000 * torch.rand(batch, frames * height * width // 4)
     assert torch.equal(seam(model, latents, timestep, text), own(model, latents, timestep, text))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 20, 2, 4)])
+@torch.no_grad()
+def test_equals_forward_with_a_timestep_for_each_frame(
+    shape: tuple[int, ...], in_dtype: Callable[[Any], Any]
+) -> None:
+    """The module gets a timestep for each token. Ranks look up the same rows."""
+    model = in_dtype(transformer("wan22_ti2v"))
+    latents, text = wan_inputs(model, shape)
+    batch, frames, height, width = shape
+    by_frame = 1000 * torch.rand(batch, frames)
+    by_token = by_frame.repeat_interleave(height * width // 4, dim=1)
+    expected = own(model, latents, by_token, text)
+    assert torch.equal(seam(model, latents, by_frame, text), expected)
+    assert torch.equal(seam(model, latents, by_token, text), expected)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+@torch.no_grad()
+def test_a_rank_that_resumes_reads_the_same_rows(by_token: bool) -> None:
+    wan = WanTransformer(transformer("wan22_ti2v"))
+    latents, text = wan_inputs(wan.module, (1, 3, 4, 6))
+    timestep = torch.tensor([[0.0, 500.0, 500.0]])
+    given = timestep.repeat_interleave(6, dim=1) if by_token else timestep
+    layout, context = wan.layout((3, 4, 6)), wan.context(text)
+    tokens = wan.embed(latents, given, context, layout).shard(5, 8)
+    resumed = wan.resume(tokens.changing, timestep, context, layout.shard(5, 8))
+    one, other = tokens.modulation, resumed.modulation
+    assert torch.equal(one.rows[one.index], other.rows[other.index])
+    assert torch.equal(tokens.layout.rope.positions, resumed.layout.rope.positions)
+
+
+@torch.no_grad()
+def test_memory_of_a_timestep_for_each_frame() -> None:
+    """It is a row for each frame, and while a layer runs one shift, scale or gate of every token."""
+    model = transformer("wan22_ti2v")
+    wan, width = WanTransformer(model), model.config.num_attention_heads * model.config.attention_head_dim
+    latents, text = wan_inputs(model, (1, 20, 16, 16))
+    context, layout = wan.context(text), wan.layout(grid_of(latents))
+
+    def peak(timestep: Tensor) -> int:
+        tokens = wan.embed(latents, timestep, context, layout)
+        value, _key, query = wan.blocks[0].project(tokens)
+        finished = allocated_peak(lambda: wan.blocks[0].finish(tokens, value + query))
+        return max(finished, allocated_peak(lambda: wan.head(tokens)))
+
+    modulation = wan.embed(latents, 1000 * torch.rand(1, 20), context, layout).modulation
+    assert modulation.rows.shape == (20, 6, width)
+    assert modulation.temb.shape == (20, width)
+    of_all_tokens, of_the_table = 1280 * width * 4, 20 * 6 * width * 4
+    more = peak(1000 * torch.rand(1, 20)) - peak(torch.tensor([500.0]))
+    assert more <= of_all_tokens + of_the_table
 
 
 @torch.no_grad()

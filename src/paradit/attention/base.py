@@ -6,8 +6,8 @@ See docs/development/architecture.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -54,6 +54,10 @@ class Layout:
     num_replicated: int = 0
     """Number of tokens of which every rank holds a copy, such as the text tokens in joint attention. They are
     the last tokens of the sequence."""
+
+    def shard(self, start: int, stop: int) -> Self:
+        """Return the layout of tokens `start` to `stop` (excluded)."""
+        return replace(self, rope=self.rope.shard(start, stop))
 
 
 Projection = Iterator[Tensor]

@@ -325,9 +325,9 @@ class VideoModel(Protocol):
         """Return the index of the expert (one of the model's transformers) to use at a timestep."""
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.
+        """Return the timestep as the transformer takes it: [B], or [B, F] with one for each frame of tokens.
 
-        timestep: the timestep of a whole video or, if the model family allows it, [F] with one for each
+        timestep: the timestep of a whole video or, if the model family allows it, [f] with one for each
         latent frame. latents: the latents that the transformer gets.
         """
 

@@ -22,6 +22,14 @@ from paradit.models.vae_spec import FP32_BYTES, VaeSpec
 CONFIG = "config.json"
 IN_FP32 = ("vae", "image_encoder")
 """Names of the components that run in fp32, whatever the compute dtype, as the models' cards have it."""
+LEAST_ROWS = 16
+"""Least number of rows of a table of timesteps, unless there are fewer tokens.
+
+From 16 rows on, a matrix product on a CPU rounds each row alike, however many there are. For fewer rows,
+libraries use other kernels.
+"""
+INDEX_BYTES = 8
+"""Number of bytes of an index in torch."""
 MAX_SIZE, MAX_LEVELS = 10**7, 16
 """Upper limits on a model's sizes and on its VAE's levels; larger numbers in a configuration are mistakes."""
 Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
@@ -66,7 +74,7 @@ class TransformerSpec:
 
         Counts matrix products only. The text's keys and values are computed once per request: see
         `context_flops`. timesteps: the number of time embeddings, one or, with `ModelSpec.expand_timesteps`,
-        one for each token.
+        one for each frame of tokens.
         """
         width = self.width
         # Projections of cross-attention: q and output. Those of k and v are in `context_flops`.
@@ -269,7 +277,8 @@ class ModelSpec:
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
         weights = self.weight_bytes(dtype_bytes, stages)
-        latents = prod(self.vae.latent_shape(num_frames, height, width)) * FP32_BYTES
+        latent_shape = self.vae.latent_shape(num_frames, height, width)
+        latents = prod(latent_shape) * FP32_BYTES
         parts = {"weights": weights, "text_cache": 0, "activations": 0, "latents": 0, "decode": 0}
         if "decode" in stages:
             # The latents as received, and the copy that the decoder reads.
@@ -281,9 +290,10 @@ class ModelSpec:
             values = max(t.cached_values(self.text_length) for t in self.transformers)
             parts["text_cache"] = cached * values * dtype_bytes
             parts["activations"] = max(
-                at_once * self._activation_bytes(t, held, dtype_bytes)
+                at_once * t.activation_bytes(held, self.text_length, dtype_bytes)
                 # Every rank embeds all tokens.
-                + (tokens - held) * (t.width * dtype_bytes + self._modulation_bytes(t, dtype_bytes))
+                + (tokens - held) * t.width * dtype_bytes
+                + self._modulation_bytes(t, latent_shape[1], tokens, dtype_bytes)
                 for t in self.transformers
             )
         denoise = parts["text_cache"] + parts["activations"]
@@ -300,14 +310,16 @@ class ModelSpec:
         largest = max(t.width * max(t.ffn_dim, 6 * t.width) for t in self.transformers)
         return largest * (2 * FP32_BYTES + 2 * dtype_bytes)
 
-    def _activation_bytes(self, spec: TransformerSpec, tokens: int, dtype_bytes: int) -> int:
-        working = spec.activation_bytes(tokens, self.text_length, dtype_bytes)
-        of_a_block = 4 * spec.width * FP32_BYTES if self.expand_timesteps else 0
-        return working + tokens * (self._modulation_bytes(spec, dtype_bytes) + of_a_block)
+    def _modulation_bytes(self, spec: TransformerSpec, frames: int, tokens: int, dtype_bytes: int) -> int:
+        """Return the bytes of a video's time embeddings and modulation; 0 if all tokens share a timestep.
 
-    def _modulation_bytes(self, spec: TransformerSpec, dtype_bytes: int) -> int:
-        """Return the bytes of one token's time embedding and modulation; 0 if all tokens share a timestep."""
-        return spec.width * (dtype_bytes + 6 * FP32_BYTES) if self.expand_timesteps else 0
+        frames: the number of latent frames.
+        """
+        if not self.expand_timesteps:
+            return 0
+        # A row for each frame of tokens, a layer's own rows, and the number of each token's row.
+        rows = max(LEAST_ROWS, frames // spec.patch_size[0])
+        return rows * spec.width * (dtype_bytes + 12 * FP32_BYTES) + tokens * INDEX_BYTES
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:

@@ -217,9 +217,9 @@ class BlockPipeline:
         frames = self._queue.computed_of(step)
         timestep = self._given.model_timestep(self._timesteps[step.step], latents, frames)
         if not self._links.is_first:
-            mine, layout = window.mine_of(timestep), window.my_layout
+            layout = window.my_layout
             for branch, context in contexts.items():
-                yield branch, transformer.resume(self._links.handed_on(), mine, context, layout)
+                yield branch, transformer.resume(self._links.handed_on(), timestep, context, layout)
             return
         # Embed once: all branches have the same tokens until they meet the text.
         first, joined = next(iter(contexts.values())), self._given.model_input(latents, frames)

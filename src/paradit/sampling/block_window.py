@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from torch import Tensor
-
 from paradit.attention.base import Attend, Kernel, Layout
 from paradit.attention.rope import Rope
 from paradit.attention.window import Kept, Neighbour, windowed, windowed_over
@@ -92,15 +90,7 @@ class Window:
     @property
     def my_layout(self) -> Layout:
         """Layout (positions and rotations) of the tokens that this rank holds."""
-        return replace(self.layout, rope=self.layout.rope.shard(self.mine.start, self.mine.stop))
-
-    def mine_of(self, timestep: Tensor) -> Tensor:
-        """Return the part of a timestep tensor that belongs to this rank's tokens.
-
-        timestep: a tensor [B, S] with one timestep for each token, of which this rank's columns are returned,
-        or a tensor [B], which is returned unchanged.
-        """
-        return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
+        return self.layout.shard(self.mine.start, self.mine.stop)
 
     def own_of(self, place: int) -> range:
         """Return which of the frame block's own tokens a rank holds, as a range of indices.

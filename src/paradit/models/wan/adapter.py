@@ -104,17 +104,15 @@ class WanModel(PipelineModel):
         return int(timestep < self.spec.boundary_ratio * training_steps)
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.
+        """Return the timestep as the transformer takes it: [B], or [B, F] with one for each frame of tokens.
 
-        It is [B, S] for Wan 2.2 TI2V, and for any model if `timestep` is [F], one for each latent frame.
+        It is [B, F] for Wan 2.2 TI2V, and for any model if `timestep` is [F'], one for each latent frame.
         """
-        batch, _, frames, height, width = latents.shape
+        batch, _, frames, _, _ = latents.shape
         if timestep.ndim == 0 and not self.spec.expand_timesteps:
             return timestep.expand(batch)
-        patch_frames, patch_height, patch_width = self.spec.transformers[0].patch_size
-        by_frame = timestep.float().expand(frames)[::patch_frames]
-        tokens_a_frame = (height // patch_height) * (width // patch_width)
-        return by_frame.repeat_interleave(tokens_a_frame).expand(batch, -1)
+        by_frame = timestep.float().expand(frames)[:: self.spec.transformers[0].patch_size[0]]
+        return by_frame.expand(batch, -1)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
         """Return a decoder of latents [1, C, F, h, w].

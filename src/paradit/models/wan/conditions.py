@@ -85,7 +85,7 @@ class CleanFrames(NoConditions):
         return super().model_input(self.end(latents, frames), frames)
 
     def model_timestep(self, timestep: Tensor, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Return the timestep of each token: 0 for those of given frames."""
+        """Return the timestep of each frame of tokens: 0 for given frames."""
         by_frame = timestep.float().expand(len(frames)).clone()
         for place, frame in enumerate(frames):
             if frame in self._latents:

@@ -26,6 +26,7 @@ from paradit.models.common.compile import heads, maybe_compiled, of_class
 from paradit.models.common.split_module import SplitModule
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.protocol import Block, Tokens
+from paradit.models.wan.modulation import Modulation, modulated, modulation, of_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,12 @@ class WanLayout(Layout):
     """
 
     grid: tuple[int, int, int]
-    """Number of tokens along (frames, height, width)."""
+    """Number of tokens along (frames, height, width), of the whole video."""
+    frame: Tensor
+    """Index in `grid` of each token's frame: [S]."""
+
+    def shard(self, start: int, stop: int) -> Self:
+        return replace(super().shard(start, stop), frame=self.frame[start:stop])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +63,7 @@ class WanTokens(Tokens):
     """Tokens of a video on their way through the transformer blocks, with all else that a block reads."""
 
     layout: WanLayout
-    modulation: Tensor
-    """Shifts, scales and gates for the transformer blocks, in fp32: [B, 6, width].
-
-    The shape is [B, S, 6, width] if each token has its own timestep.
-    """
-    temb: Tensor
-    """Time embedding for the transformer's output head: [B, width], or [B, S, width] if each token has its
-    own timestep."""
+    modulation: Modulation
     context: WanContext
 
     @property
@@ -76,13 +75,11 @@ class WanTokens(Tokens):
 
         The layout's grid stays the whole video's.
         """
-        per_token = self.temb.ndim == 3
         return replace(
             self,
             hidden_states=self.hidden_states[:, start:stop],
-            modulation=self.modulation[:, start:stop] if per_token else self.modulation,
-            temb=self.temb[:, start:stop] if per_token else self.temb,
-            layout=replace(self.layout, rope=self.layout.rope.shard(start, stop)),
+            modulation=self.modulation.shard(start, stop),
+            layout=self.layout.shard(start, stop),
         )
 
 
@@ -112,7 +109,8 @@ class WanBlock(Block[WanTokens]):
     def project(self, tokens: WanTokens) -> Iterator[Tensor]:
         """Yield self-attention's values, then normed keys and queries without RoPE, each [B, S, H, D]."""
         block, attn = self._block, self._block.attn1
-        x = self._normed(block, tokens.hidden_states, tokens.modulation)
+        rows, index = tokens.modulation.rows, tokens.modulation.index
+        x = self._normed(block, tokens.hidden_states, rows, index)
         if attn.fused_projections:
             # One product makes all three, so the values cannot be yielded any earlier.
             query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
@@ -127,7 +125,8 @@ class WanBlock(Block[WanTokens]):
     def finish(self, tokens: WanTokens, attended: Tensor) -> WanTokens:
         """Return the block's output tokens, given the output of its self-attention, [B, S, H, D]."""
         x, read = tokens.hidden_states, self._read(tokens)
-        x = self._finish(self._block, x, tokens.modulation, attended, read, kernel=self._kernel)
+        rows, index = tokens.modulation.rows, tokens.modulation.index
+        x = self._finish(self._block, x, rows, index, attended, read=read, kernel=self._kernel)
         return replace(tokens, hidden_states=x)
 
     def _read(self, tokens: WanTokens) -> list[tuple[Tensor, Tensor]]:
@@ -200,7 +199,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         )
         tables = self.rope_tables()
         positions = grid_positions((frames, height, width), device=tables.cos[0].device)
-        return WanLayout(grid=(frames, height, width), rope=tables.at(positions))
+        return WanLayout(grid=(frames, height, width), frame=positions[:, 0], rope=tables.at(positions))
 
     def rope_tables(self) -> RopeTables:
         """Convert the module's rotary tables, which cover every position, to `RopeTables`.
@@ -252,13 +251,11 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
         """Embed latents [B, C, F, H, W] as tokens. The latents must have the dtype of the prompt embeddings.
 
-        timestep: the timesteps [B], or [B, S] if each token has its own.
+        timestep: the timesteps [B], or [B, F] if each frame has its own, or [B, S] if each token has.
         """
         hidden_states = self.module.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
-        temb, modulation = self._time(timestep, latents.dtype)
-        return WanTokens(
-            hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
-        )
+        time = self._time(timestep, latents.dtype, layout)
+        return WanTokens(hidden_states=hidden_states, modulation=time, context=context, layout=layout)
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
         """Return the tokens for another guidance branch.
@@ -273,8 +270,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
             tokens,
             context=context,
             hidden_states=torch.cat([tokens.hidden_states] * times),
-            modulation=torch.cat([tokens.modulation] * times),
-            temb=torch.cat([tokens.temb] * times),
+            modulation=tokens.modulation.repeated(times),
         )
 
     def resume(
@@ -286,25 +282,17 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         were embedded with.
         """
         (hidden_states,) = changing
-        temb, modulation = self._time(timestep, hidden_states.dtype)
-        return WanTokens(
-            hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
-        )
+        time = self._time(timestep, hidden_states.dtype, layout)
+        return WanTokens(hidden_states=hidden_states, modulation=time, context=context, layout=layout)
 
     def changing_shapes(self, context: WanContext, layout: WanLayout) -> tuple[tuple[int, ...]]:
         """Return the shape of the only tensor that transformer blocks change: hidden states [B, S, width]."""
         config, num_tokens = self.module.config, len(layout.rope.positions)
         return ((context.batch, num_tokens, config["num_attention_heads"] * config["attention_head_dim"]),)
 
-    def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _time(self, timestep: Tensor, dtype: torch.dtype, layout: WanLayout) -> Modulation:
         embedder = self.module.condition_embedder
-        frequencies = embedder.timesteps_proj(timestep.flatten()).unflatten(0, timestep.shape)
-        weight = next(embedder.time_embedder.parameters())
-        if weight.dtype != torch.int8:  # int8 weights are quantised, but their inputs are not
-            frequencies = frequencies.to(weight.dtype)
-        temb = embedder.time_embedder(frequencies).to(dtype)
-        projected = embedder.time_proj(embedder.act_fn(temb))
-        return temb, projected.unflatten(-1, (6, -1)).float()
+        return modulation(embedder, timestep, dtype, frame=layout.frame, grid=layout.grid)
 
     def head(self, tokens: WanTokens) -> Tensor:
         """Return the output of the transformer's head for each token, [B, S, patch values].
@@ -312,8 +300,8 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         A rank may call this for only its own tokens.
         """
         module, x = self.module, tokens.hidden_states
-        shift, scale = _rows(module.scale_shift_table + tokens.temb.unsqueeze(-2))
-        x = module.norm_out(x.float()).mul_(1 + scale).add_(shift).type_as(x)
+        shift, scale = (module.scale_shift_table + tokens.modulation.temb.unsqueeze(1)).unbind(1)
+        x = modulated(module.norm_out(x.float()), shift, scale, tokens.modulation.index).type_as(x)
         values: Tensor = module.proj_out(x)
         return values
 
@@ -327,11 +315,13 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _normed(block: WanTransformerBlock, x: Tensor, modulation: Tensor) -> Tensor:
-    """Return the normed and modulated tokens from which q, k and v are projected."""
-    shift, scale = _modulation(block.scale_shift_table, modulation, 0, 2)
-    normed: Tensor = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
-    return normed
+def _normed(block: WanTransformerBlock, x: Tensor, rows: Tensor, index: Tensor | None) -> Tensor:
+    """Return the normed and modulated tokens from which q, k and v are projected.
+
+    rows, index: see `Modulation`.
+    """
+    shift, scale, *_ = (block.scale_shift_table + rows).unbind(1)
+    return modulated(block.norm1(x.float()), shift, scale, index).type_as(x)
 
 
 def _value(attn: WanAttention, x: Tensor) -> Tensor:
@@ -349,25 +339,27 @@ def _query(attn: WanAttention, x: Tensor) -> Tensor:
 def _finish(
     block: WanTransformerBlock,
     x: Tensor,
-    modulation: Tensor,
+    rows: Tensor,
+    index: Tensor | None,
     attended: Tensor,
-    read: list[tuple[Tensor, Tensor]],
     *,
+    read: list[tuple[Tensor, Tensor]],
     kernel: Kernel,
 ) -> Tensor:
     """Run what follows a block's self-attention, and return the block's output tokens [B, S, width].
 
-    read: the keys and values [B, T, H, D] of the text and of any image, for cross-attention.
+    rows, index: see `Modulation`. read: the keys and values [B, T, H, D] of the text and of any image, for
+    cross-attention.
     """
-    gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, modulation, 2, 6)
+    _, _, gate, shift, scale, ffn_gate = (block.scale_shift_table + rows).unbind(1)
     # As in diffusers' block, sums are computed in fp32 and then rounded to the dtype of the tokens.
-    x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
+    x = _out(attended, block.attn1).float().mul_(of_tokens(gate, index)).add_(x).type_as(x)
 
     normed = block.norm2(x.float()).type_as(x)
     x = _cross_attention(block.attn2, normed, read, kernel).add_(x)
 
-    normed = block.norm3(x.float()).mul_(1 + scale).add_(shift).type_as(x)
-    done: Tensor = block.ffn(normed).float().mul_(ffn_gate).add_(x).type_as(x)
+    normed = modulated(block.norm3(x.float()), shift, scale, index).type_as(x)
+    done: Tensor = block.ffn(normed).float().mul_(of_tokens(ffn_gate, index)).add_(x).type_as(x)
     return done
 
 
@@ -380,16 +372,6 @@ def _cross_attention(
     for keys_values in read[1:]:
         out = out + kernel(query, *keys_values)
     return _out(out, attn)
-
-
-def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Return rows `start` to `stop` (excluded) of a block's shifts, scales and gates [B, S or 1, width]."""
-    return _rows(table[:, start:stop] + modulation[..., start:stop, :])
-
-
-def _rows(table: Tensor) -> tuple[Tensor, ...]:
-    # [B, n, width] is the same for all tokens and keeps a token axis of 1; [B, S, n, width] has one row each.
-    return table.unbind(2) if table.ndim == 4 else table.chunk(table.shape[1], dim=1)
 
 
 def _out(attended: Tensor, attn: WanAttention) -> Tensor:
