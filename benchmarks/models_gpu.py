@@ -46,7 +46,7 @@ FEW_STEPS = 4
 
 
 class Sides:
-    """The same model as ParaDiT and diffusers run it, with one request's inputs."""
+    """A model in the form that ParaDiT runs and in that which diffusers runs, with one request's inputs."""
 
     def __init__(self, name: str, layers: dict[str, int], size: tuple[int, int, int]) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
