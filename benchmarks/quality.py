@@ -99,6 +99,47 @@ def save_gif(videos: list[np.ndarray], path: Path, fps: float) -> None:
             file.write(frame)
 
 
+class Made:
+    """Videos made so far, and how they are judged."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+        self.real: list[Verdict] = []
+        """Verdicts on real synthetic videos of the same scenes."""
+        self.videos: list[np.ndarray] = []
+        """Videos, of which only the first dozen are whole."""
+        self.decibels: list[list[float]] = []
+        """PSNR of each given first frame: that of the video's frame, and that of the VAE's reconstruction."""
+
+    def add(self, model: VideoModel, scene: Scene, seed: int, args: argparse.Namespace) -> None:
+        """Make and judge the video of a scene, and print a line about it."""
+        with tempfile.TemporaryDirectory() as folder:
+            pictures = given_pictures(scene, seed, model.spec, args.given, folder)
+            request = resolve(asked(scene, seed, args, pictures), model.spec)
+            video = np.stack(list(text_to_video(model, request, Progress()).frames()))
+            if "image" in pictures:
+                picture = np.asarray(Image.open(pictures["image"]))
+                own = reconstruction(model, request, picture)
+                self.decibels.append([psnr(frame, picture) for frame in (video[0], own)])
+        self.verdicts.append(evaluate(video))
+        self.real.append(evaluate(draw(scene, len(video), np.random.default_rng(seed), video.shape[1])))
+        right = self.verdicts[-1].right(scene)
+        said = "right" if all(right.values()) else str(self.verdicts[-1])
+        print(f"{seed + 1:3} {scene.prompt}: {said}", flush=True)
+        self.videos.append(video[:: 1 if len(self.videos) < 12 else len(video)])
+
+
+def asked(scene: Scene, seed: int, args: argparse.Namespace, pictures: dict[str, str]) -> Request:
+    return Request(
+        prompt=scene.prompt,
+        seed=seed,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        preset=args.preset,
+        **pictures,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="shapes")
@@ -115,33 +156,10 @@ def main() -> None:
     scenes = held_out_scenes(args.prompts)
     spec = with_loras(read_spec(find_model(args.model)), args.lora)
     model = load(spec)
-    verdicts, real, videos, decibels = [], [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed, scene in enumerate(scenes):
-            pictures = given_pictures(scene, seed, spec, args.given, folder)
-            request = Request(
-                prompt=scene.prompt,
-                seed=seed,
-                num_inference_steps=args.num_inference_steps,
-                guidance_scale=args.guidance_scale,
-                preset=args.preset,
-                **pictures,
-            )
-            request = resolve(request, spec)
-            video = np.stack(list(text_to_video(model, request, Progress()).frames()))
-            verdicts.append(evaluate(video))
-            real.append(evaluate(draw(scene, len(video), np.random.default_rng(seed), video.shape[1])))
-            if "image" in pictures:
-                picture = np.asarray(Image.open(pictures["image"]))
-                own = reconstruction(model, request, picture)
-                decibels.append([psnr(frame, picture) for frame in (video[0], own)])
-            right = verdicts[-1].right(scene)
-            print(
-                f"{seed + 1:3} {scene.prompt}: " + ("right" if all(right.values()) else str(verdicts[-1])),
-                flush=True,
-            )
-            videos.append(video[:: 1 if len(videos) < 12 else len(video)])
-
+    made = Made()
+    for seed, scene in enumerate(scenes):
+        made.add(model, scene, seed, args)
+    verdicts, real, videos, decibels = made.verdicts, made.real, made.videos, made.decibels
     print(f"\n{'':12}{'color %':>9}{'shape %':>9}{'motion %':>10}{'stray %':>9}{'flicker':>9}")
     results = {"generated": summary(scenes, verdicts), "synthetic": summary(scenes, real)}
     for name, figures in results.items():
@@ -154,6 +172,7 @@ def main() -> None:
         worst = max(reference - frame for frame, reference in decibels)
         results["first_frame"] = {"psnr": first, "psnr_of_the_vae": own, "largest_difference": worst}
         print(f"first frame {first:.2f} dB, the VAE's own {own:.2f} dB, at most {worst:.2f} dB apart")
+    request = resolve(asked(scenes[0], 0, args, {}), spec)
     settings = {"num_inference_steps": request.num_inference_steps, "guidance_scale": request.guidance_scale,
                 "prompts": len(scenes), "num_frames": request.num_frames}  # fmt: skip
     write_results(args.name, {"settings": settings, **results, "mistakes": mistakes(scenes, verdicts)})

@@ -87,8 +87,8 @@ def fitted_video(
 ) -> Pixels:
     """Return the first frames of a video at a rate and a size, uint8 `[num_frames, height, width, 3]`.
 
-    Equal files give equal values. Of the file's frames, the nearest in time are taken; a video that ends
-    sooner goes on with its last frame. Frames are turned as the file says, and laid over black where they are
+    Equal files give equal values. The frames nearest in time are taken; the last frame of a video that ends
+    sooner is repeated. Frames are turned as the file says, and laid over black where they are
     transparent. fit: `cover`, `contain` or `stretch`. Raises InputError.
     """
     made = np.empty((num_frames, height, width, 3), np.uint8)

@@ -169,7 +169,7 @@ def _product(down: Tensor, up: Tensor, scaling: float) -> Tensor:
 
 
 def _fits(name: str, tensors: Tensors, modules: dict[str, Module]) -> bool:
-    """Whether a tensor of a LoRA has its counterpart in the file, and a module that it can be merged into."""
+    """Return whether a tensor of a LoRA has its counterpart in the file and a module to be merged into."""
     end = next((end for end in (DOWN, UP, BIAS) if name.endswith(end)), None)
     module = modules.get(name.removesuffix(end)) if end else None
     if end is None or not isinstance(module, Linear | Conv3d):

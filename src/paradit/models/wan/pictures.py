@@ -24,7 +24,8 @@ def encode_pictures(
 ) -> tuple[Tensor, ...]:
     """Return a request's encoded pictures, fp32, with the shapes of `condition_shapes`.
 
-    pipeline: the loaded Wan pipeline. pixels: the pictures, of the size of the request.
+    pipeline: the loaded Wan pipeline. pixels: the pictures, of the size of the request. A last picture that
+    becomes a latent frame of its own is encoded as a video that stands still.
     """
     encoder = WanEncoder(pipeline.vae, request.vae_tile)
     ratio = spec.vae.temporal_compression
@@ -52,7 +53,7 @@ def encode_pictures(
         first = read(pixels.image)
         clean.append(encoded(lambda: [first]))
     if pixels.last_image is not None:
-        # A latent frame at the end of a video covers several frames. Here they stand still.
+        # A latent frame at the end of a video covers several frames.
         still = read(pixels.last_image)
         clean.append(encoded(lambda: [still, still.expand(-1, -1, ratio, -1, -1)])[:, :, 1:])
     return tuple(clean)
