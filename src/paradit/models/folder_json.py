@@ -114,6 +114,8 @@ def wanted_weights(
 
 def stored_variant(folder: Path) -> str | None:
     """Return the variant, such as "fp16", of the weights to load; None for the usual weights."""
+    if not folder.is_dir():  # a published model, known only by its configurations
+        return None
     for name in components(read_index(folder)):
         _, variant = wanted_weights(folder / name, _names(folder / name))
         if variant is not None:

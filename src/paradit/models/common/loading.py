@@ -78,8 +78,9 @@ def stored_transformers(
 ) -> dict[str, StoredWeights]:
     """Return a mapping from the name of each transformer component to the reader of its stored weights."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
+    variant = spec.variant or stored_variant(spec.folder)
     return {
-        name: StoredWeights(spec.folder / name, dtype, device, spec.variant, lora_weights(spec, index))
+        name: StoredWeights(spec.folder / name, dtype, device, variant, lora_weights(spec, index))
         for index, name in enumerate(names)
     }
 

@@ -22,7 +22,7 @@ from torch.nn import Module
 
 from paradit.config.errors import InputError
 from paradit.models.common.lora_weights import LoraWeights
-from paradit.models.folder_json import read_json, stored_variant, weight_files
+from paradit.models.folder_json import read_json, weight_files
 
 M = TypeVar("M", bound=Module)
 
@@ -126,7 +126,7 @@ class StoredWeights:
     def _files(self) -> dict[str, Path]:
         """Mapping from each tensor's name to the path of the weights file that holds the tensor."""
         found = {}
-        for path in weight_files(self._folder, self._variant or stored_variant(self._folder.parent)):
+        for path in weight_files(self._folder, self._variant):
             with safe_open(path, framework="pt") as stored:
                 found.update(dict.fromkeys(stored.keys(), path))
         return found
