@@ -163,6 +163,8 @@ def _video(name: str, path: Path, container: InputContainer) -> _Opened:
     if not container.streams.video:
         raise InputError(f"{said} has no pictures, only sound or data")
     stream = container.streams.video[0]
+    if stream.codec_context is None:  # FFmpeg has no decoder for it
+        raise InputError(f"{said} cannot be decoded: it is broken, cut off, or not a known video")
     stream.thread_type = "AUTO"
     check_pixels(name, path, stream.codec_context.width, stream.codec_context.height)
     decoded = _decoded(name, path, container, stream)
