@@ -36,6 +36,7 @@ Without the last three flags, each conversion darkens the picture by one level.
 """
 ARRAY = ".npy"
 """Suffix of files of frames without loss, `[F, H, W, 3]` uint8 as NumPy saves them, at the request's rate."""
+UNKNOWN = "cannot be decoded: it is broken, cut off, or not a known video"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +138,14 @@ def _opened(name: str, path: Path, fps: float) -> Iterator[_Opened]:
     except InputError:
         raise
     except BROKEN:
-        raise InputError(f"{said} cannot be decoded: it is broken, cut off, or not a known video") from None
+        raise InputError(f"{said} {UNKNOWN}") from None
 
 
 def _array(name: str, path: Path, fps: float) -> _Opened:
-    frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # NumPy parses the header as Python, which raises many types for broken files
+        raise InputError(f"{name} {shown(path.name)} {UNKNOWN}") from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise InputError(
             f"{name} {shown(path.name)} must hold uint8 frames [F, H, W, 3], got {frames.dtype} "
@@ -164,7 +168,7 @@ def _video(name: str, path: Path, container: InputContainer) -> _Opened:
         raise InputError(f"{said} has no pictures, only sound or data")
     stream = container.streams.video[0]
     if stream.codec_context is None:  # FFmpeg has no decoder for it
-        raise InputError(f"{said} cannot be decoded: it is broken, cut off, or not a known video")
+        raise InputError(f"{said} {UNKNOWN}")
     stream.thread_type = "AUTO"
     check_pixels(name, path, stream.codec_context.width, stream.codec_context.height)
     decoded = _decoded(name, path, container, stream)
