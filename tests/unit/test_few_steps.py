@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -239,6 +240,17 @@ def test_presets_are_defaults(folder: Path, two_experts: Path) -> None:
     assert asked(one, preset="lightning-4", num_inference_steps=8).timesteps is None
 
 
+@pytest.mark.parametrize("name", ["lightning-4", "lightx2v-4"])
+@pytest.mark.parametrize("model", ["Wan2.2-T2V-A14B-Diffusers", "Wan2.2-I2V-A14B-Diffusers"])
+def test_presets_of_published_models_are_their_authors(name: str, model: str, tmp_path: Path) -> None:
+    """The authors' programs take four Euler steps, two with each expert, without guidance."""
+    spec, image = published_spec(model), tmp_path / "image.png"
+    Image.new("RGB", (64, 32)).save(image)
+    request = asked(spec, preset=name, image=str(image) if "I2V" in model else None)
+    assert (request.scheduler, request.evaluations(spec), request.branches(spec)) == ("euler", (2, 2), (1, 1))
+    assert request.model_timesteps(spec) == pytest.approx([1000, 937.5, 2500 / 3, 625])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -347,6 +359,7 @@ def test_lcm_makes_long_videos_from_the_seed(method: str, folder: Path) -> None:
         "block_frames": 2,
         "context_frames": 1,
         "preset": "lightx2v-4",
+        "scheduler": "lcm",
     }
     made = ours(folder, **settings)
     torch.manual_seed(1)

@@ -36,6 +36,7 @@ def asked(folder: Path, scales: tuple[float, float]) -> ResolvedRequest:
         height=48,
         num_frames=9,
         preset="lightx2v-4",
+        scheduler="lcm",
         guidance_scale=scales[0],
         guidance_scale_2=scales[1],
     )
