@@ -60,7 +60,7 @@ from paradit.trace.merge import read_spans
 from paradit.trace.spans import STAGE, Tracing, recording
 from random_models import random_wan
 from stages import WAYS as STAGE_WAYS
-from stages import jobs_of, take
+from stages import of_steps, take
 
 WAYS = {
     "ulysses": Choice.of("ulysses"),
@@ -177,13 +177,12 @@ def measured_here(world: World) -> str | None:
 
 def stages(steps: int, repeats: int) -> dict[str, Any]:
     text, *_ = run_world(measured_here, 2, timeout=600)
-    spec, rows = read_spec(find_model("shapes")), []
-    request = jobs_of(spec, PROMPTS, steps, "")[0].request
-    simulator = Simulator(cluster_of(text), spec, request, "fp32")
+    burst, rows = of_steps(PROMPTS, steps), []
+    simulator = Simulator(cluster_of(text), burst.spec, burst.jobs("")[0].request, "fp32")
     taken: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in STAGE_WAYS}
     for _ in range(repeats):
         for name, placement in STAGE_WAYS.items():
-            taken[name].append(take(placement, PROMPTS, steps))
+            taken[name].append(take(placement, burst))
     for name, placement in STAGE_WAYS.items():
         candidate = Candidate(placement=placement, coprocess=placement.coprocess)
         simulated = simulator.simulate(candidate, PROMPTS, Choice.of("ulysses"))
@@ -203,10 +202,9 @@ def stages(steps: int, repeats: int) -> dict[str, Any]:
 
 
 def traced_rank(world: World, placement: Placement, steps: int, folder: str) -> None:
-    spec = read_spec(find_model("shapes"))
-    jobs = jobs_of(spec, PROMPTS, steps, folder)
+    burst = of_steps(PROMPTS, steps)
     with recording(Tracing(Path(folder)), world.rank):
-        make_videos(jobs, spec, placement, Progress(), overwrite=True, world=world)
+        make_videos(burst.jobs(folder), burst.spec, placement, Progress(), overwrite=True, world=world)
 
 
 def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> dict[str, Any]:

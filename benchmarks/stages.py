@@ -14,7 +14,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from machine import write_results
 from paradit.config.methods.method import resolve
@@ -26,11 +34,13 @@ from paradit.engine.events import Began, Finished
 from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
 from paradit.engine.warmup import measure
+from paradit.models.find_lora import with_loras
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.progress import Event, Progress
 from paradit.scheduling.balance import Choice, StageSeconds
-from paradit.shapes.scenes import all_scenes
+from paradit.scheduling.stages import STAGES
+from paradit.shapes.scenes import Scene, all_scenes, draw
 from paradit.testing import run_world
 
 WAYS = {
@@ -61,45 +71,88 @@ class Clock(Progress):
                 self.stages.append(event.result["seconds"])
 
 
-def jobs_of(spec: ModelSpec, num_prompts: int, steps: int, folder: str) -> list[Job]:
-    return [
-        Job(
-            request=resolve(Request(prompt=scene.prompt, seed=seed, num_inference_steps=steps), spec),
-            output=f"{folder}/{seed}.mp4",
-            latents=None,
-            index=seed,
-            count=num_prompts,
-        )
-        for seed, scene in enumerate(all_scenes()[:: 1440 // num_prompts][:num_prompts])
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Burst:
+    """Requests to the bundled model that all come at once, each for another scene."""
+
+    number: int
+    asked: tuple[tuple[str, Any], ...]
+    """Fields of every request, as (name, value) pairs."""
+    loras: tuple[str, ...] = ()
+    from_image: bool = False
+    """Whether each request gives the first frame of its scene."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return with_loras(read_spec(find_model("shapes")), self.loras)
+
+    @property
+    def scenes(self) -> list[Scene]:
+        return all_scenes()[:: 1440 // self.number][: self.number]
+
+    @contextmanager
+    def folder(self) -> Iterator[str]:
+        """Enter a new folder with the pictures that the requests give."""
+        with tempfile.TemporaryDirectory() as folder:
+            for seed, scene in enumerate(self.scenes if self.from_image else ()):
+                first, *_ = draw(scene, 1, np.random.default_rng(seed), self.spec.defaults.width)
+                Image.fromarray(first).save(_picture(folder, seed))
+            yield folder
+
+    def jobs(self, folder: str) -> list[Job]:
+        """Return the jobs, whose pictures and videos are in a folder."""
+        spec = self.spec
+        return [
+            Job(
+                request=resolve(
+                    Request(
+                        prompt=scene.prompt,
+                        seed=seed,
+                        image=_picture(folder, seed) if self.from_image else None,
+                        **dict(self.asked),
+                    ),
+                    spec,
+                ),
+                output=f"{folder}/{seed}.mp4",
+                latents=None,
+                index=seed,
+                count=self.number,
+            )
+            for seed, scene in enumerate(self.scenes)
+        ]
 
 
-def rank(world: World, placement: Placement, num_prompts: int, steps: int, folder: str) -> Clock:
-    spec, clock = read_spec(find_model("shapes")), Clock()
-    jobs = jobs_of(spec, num_prompts, steps, folder)
-    make_videos(jobs, spec, placement, clock, overwrite=True, world=world)
+def _picture(folder: str, seed: int) -> str:
+    return str(Path(folder) / f"{seed}.png")
+
+
+def of_steps(num_prompts: int, steps: int) -> Burst:
+    return Burst(number=num_prompts, asked=(("num_inference_steps", steps),))
+
+
+def rank(world: World, placement: Placement, burst: Burst, folder: str) -> Clock:
+    clock = Clock()
+    make_videos(burst.jobs(folder), burst.spec, placement, clock, overwrite=True, world=world)
     return clock
 
 
-def measured(world: World, num_prompts: int, steps: int) -> StageSeconds:
-    spec = read_spec(find_model("shapes"))
-    return measure(world, spec, jobs_of(spec, num_prompts, steps, "")[0].request, AUTO)
+def measured(world: World, burst: Burst) -> StageSeconds:
+    return measure(world, burst.spec, burst.jobs("")[0].request, AUTO)
 
 
-def automatic(num_prompts: int, steps: int) -> Choice:
+def automatic(burst: Burst) -> Choice:
     """Return the choice of `--placement auto`."""
-    spec = read_spec(find_model("shapes"))
-    costs, *_ = run_world(measured, 2, num_prompts, steps, timeout=900)
-    return choose_placement(jobs_of(spec, num_prompts, steps, ""), spec, AUTO, costs)
+    costs, *_ = run_world(measured, 2, burst, timeout=900)
+    return choose_placement(burst.jobs(""), burst.spec, AUTO, costs)
 
 
-def take(placement: Placement, num_prompts: int, steps: int) -> tuple[float, dict[str, float]]:
-    """Return the seconds of a whole run, and the sums of its requests' denoise and decode seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        clocks = run_world(rank, 2, placement, num_prompts, steps, folder, timeout=900)
+def take(placement: Placement, burst: Burst) -> tuple[float, dict[str, float]]:
+    """Return the seconds of a whole run, and the sums of its requests' seconds in each stage."""
+    with burst.folder() as folder:
+        clocks = run_world(rank, placement.ranks, placement, burst, folder, timeout=900)
     began = min(clock.began for clock in clocks if clock.began)
     stages = [each for clock in clocks for each in clock.stages]
-    totals = {name: sum(each.get(name, 0.0) for each in stages) for name in ("denoise", "decode")}
+    totals = {name: sum(each.get(name, 0.0) for each in stages) for name in STAGES}
     return max(clock.ended for clock in clocks) - began, totals
 
 
@@ -110,19 +163,18 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for steps in STEPS:
-        choice = automatic(args.prompts, steps)
+        burst = of_steps(args.prompts, steps)
+        choice = automatic(burst)
         candidates = {**WAYS, "auto": choice.placement}
         taken: dict[str, list[tuple[float, dict[str, float]]]] = {candidate: [] for candidate in candidates}
         for _ in range(args.repeats):
             for candidate, placement in candidates.items():
-                taken[candidate].append(take(placement, args.prompts, steps))
+                taken[candidate].append(take(placement, burst))
         seconds = {candidate: median(took for took, _ in each) for candidate, each in taken.items()}
-        bound = median(max(stages.values()) for _, stages in taken["apart"])
+        both = [(stages["denoise"], stages["decode"]) for _, stages in taken["apart"]]
+        bound = median(map(max, both))
         # The slower stage's time, plus one video in the other stage before it begins or after it ends.
-        filled = median(
-            max(a + b / args.prompts for a, b in (stages.values(), reversed(list(stages.values()))))
-            for _, stages in taken["apart"]
-        )
+        filled = median(max(a + b / args.prompts, b + a / args.prompts) for a, b in both)
         rows.append({
             "steps": steps,
             "seconds": seconds,
