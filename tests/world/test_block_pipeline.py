@@ -50,6 +50,7 @@ class Case:
     left_level: str = "same-level"
     left_source: str = "latents"
     guided: bool = True
+    lag: int = 1
 
     @property
     def queue(self) -> BlockQueue:
@@ -60,6 +61,7 @@ class Case:
             num_steps=self.steps,
             left_level=self.left_level,
             left_source=self.left_source,
+            lag=self.lag,
         )
 
 
@@ -72,7 +74,11 @@ CASES = [
     Case(5, 4, 4, 6),  # two blocks, the last of one frame
     Case(3, 8, 2, 3, guided=False),  # one block
     Case(6, 2, 0, 3),
+    Case(11, 3, 2, 5, lag=2),
+    Case(11, 3, 2, 6, lag=4, left_source="cache"),
+    Case(8, 2, 2, 4, lag=4, guided=False),  # one block in the queue at a time
 ]
+LAGGING = [case for case in CASES if case.lag > 1]
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, *, layers: bool = True) -> VideoModel:
@@ -165,7 +171,7 @@ def test_same_bits_on_any_number_of_ranks(num_ranks: int, layers: int, tmp_path:
 @pytest.mark.parametrize("variant", ["wan22_a14b", "wan22_ti2v"])
 def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
     folder = save_folder(variant, tmp_path, layers=3)
-    check_ranks(folder, CASES[:3], 3)
+    check_ranks(folder, [*CASES[:3], *LAGGING[:2]], 3)
 
 
 def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
@@ -197,7 +203,8 @@ def test_tokens_shared_in_a_stage(grid: PipelineGrid, layers: int, tmp_path: Pat
 
 @pytest.mark.parametrize("variant", ["wan22_a14b", "wan22_ti2v"])
 def test_groups_of_every_wan(variant: str, tmp_path: Path) -> None:
-    check_ranks(save_folder(variant, tmp_path, heads=3, layers=2), GUIDED[:3], PipelineGrid(2, 1, 2))
+    cases = [*GUIDED[:3], *LAGGING[:2]]
+    check_ranks(save_folder(variant, tmp_path, heads=3, layers=2), cases, PipelineGrid(2, 1, 2))
 
 
 def test_groups_of_hunyuan_video(tmp_path: Path) -> None:
@@ -266,6 +273,7 @@ def test_idle_slots_of_real_runs(num_ranks: int, tmp_path: Path) -> None:
     """Real runs idle exactly as scheduled: with one branch for (N-1)^2 and N^2-1 slots."""
     folder, size = save_folder("wan21", tmp_path, layers=4), (2 * num_ranks + 2, 2, 1, num_ranks)
     cases = [Case(*size, level, guided=guided) for guided in (False, True) for level in LEVELS]
+    cases += [Case(*size, guided=guided, lag=2) for guided in (False, True)]
     slots, *_ = run_world(slots_taken, num_ranks, folder, cases)
     idle = [taken - (num_ranks + 1) * num_ranks for taken in slots]
     assert idle[:2] == [(num_ranks - 1) ** 2, num_ranks**2 - 1]
@@ -333,10 +341,11 @@ class Plainly:
             frames = min(case.block_frames, case.frames - block * case.block_frames)
             self.latents[block, 0] = self.noise.block(block)[:, :, :frames]
             self.schedulers[block] = self.model.scheduler(request_of(self.model, case))
-        for round in range(blocks + case.steps - 1):
+        for round in range(case.lag * (blocks - 1) + case.steps):
             for block in reversed(range(blocks)):
-                if 0 <= round - block < case.steps:
-                    self.take(block, round - block, pushed=min(round, blocks - 1))
+                if 0 <= round - case.lag * block < case.steps:
+                    pushed = min(round // case.lag, blocks - 1)
+                    self.take(block, round - case.lag * block, pushed)
         return [self.latents[block, case.steps] for block in range(blocks)]
 
     def take(self, block: int, step: int, pushed: int) -> None:
@@ -345,15 +354,17 @@ class Plainly:
         expert = self.model.expert_at(timestep)
         before = [own.new_empty(*own.shape[:2], 0, *SIZE)] * 2
         left, right = before
+        read_left = read_right = 0
         if block and context:
-            level = step + 1 if case.left_level == "one-cleaner" else step
-            left = self.latents[block - 1, level][:, :, -context:]
+            latest = min(step + case.lag, case.steps)
+            same_level = case.lag == 1 and case.left_level == "same-level"
+            left = self.latents[block - 1, step if same_level else latest][:, :, -context:]
+            if case.left_source == "cache" and self.expert(latest - 1) == expert:
+                read_left = context
         if block < pushed and context:
-            right = self.latents[block + 1, step - 1][:, :, :context]
-            same_expert = self.model.expert_at(self.schedulers[block].timesteps[step - 1]) == expert
+            right = self.latents[block + 1, step - case.lag][:, :, :context]
+            read_right = right.shape[2] if self.expert(step - case.lag) == expert else 0
         tokens_in_a_frame = SIZE[0] * SIZE[1] // 4
-        read_left = left.shape[2] if case.left_source == "cache" else 0
-        read_right = right.shape[2] if right.shape[2] and same_expert else 0
         window = torch.cat([left, own, right], dim=2)
         predictions = []
         for branch, text in enumerate(["a red circle", "blurry"] if case.guided else ["a circle"]):
@@ -372,11 +383,11 @@ class Plainly:
                 self.keys[block, step, branch, layer] = key[:, first:last], value[:, first:last]
                 all_keys, all_values = [key], [value]
                 if read_left:
-                    k, v = self.keys[block - 1, step, branch, layer]
+                    k, v = self.keys[block - 1, latest - 1, branch, layer]
                     all_keys.insert(0, k[:, -start:])
                     all_values.insert(0, v[:, -start:])
                 if read_right:
-                    k, v = self.keys[block + 1, step - 1, branch, layer]
+                    k, v = self.keys[block + 1, step - case.lag, branch, layer]
                     all_keys.append(k[:, : tokens_in_a_frame * read_right])
                     all_values.append(v[:, : tokens_in_a_frame * read_right])
                 rotated = layout.rope.apply(torch.cat(all_keys, dim=1))
@@ -388,6 +399,9 @@ class Plainly:
         noise = step_generator(3, step, block)
         (after,) = self.schedulers[block].step(guided, timestep, own, generator=noise, return_dict=False)
         self.latents[block, step + 1] = after
+
+    def expert(self, step: int) -> int:
+        return self.model.expert_at(self.schedulers[0].timesteps[step])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -401,7 +415,7 @@ def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
         torch.testing.assert_close(made, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", [*CASES[:5], "hunyuan_video"], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:5], *LAGGING, "hunyuan_video"], ids=str)
 def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -> None:
     if isinstance(case, Case):
         folder = save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler())
@@ -474,7 +488,7 @@ def test_gone_on_with_another_number_of_ranks(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if before.sharers * after.sharers > 1 else 0)
 
 
-@pytest.mark.parametrize("case", CASES[:3], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:3], *LAGGING], ids=str)
 def test_a_video_is_extended_from_the_last_state_before_its_end_is_known(case: Case, tmp_path: Path) -> None:
     model = load(save_folder("wan21", tmp_path))
     states: list[QueueState] = []
@@ -483,14 +497,14 @@ def test_a_video_is_extended_from_the_last_state_before_its_end_is_known(case: C
         list(pipeline(model, case).blocks(states.append))
         whole = list(pipeline(model, longer).blocks())
         # Before the last block joins the queue, which may become longer, or get a right neighbour.
-        assert case.queue.num_blocks
-        state = states[case.queue.num_blocks - 2]
+        state = states[case.queue.open_rounds - 1]
         rest = list(pipeline(model, longer, state=state).blocks())
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[-len(rest) :], strict=True))
 
 
-def test_a_video_without_end(tmp_path: Path) -> None:
-    model, case = load(save_folder("wan21", tmp_path)), Case(20, 2, 1, 3)
+@pytest.mark.parametrize("lag", [1, 2])
+def test_a_video_without_end(lag: int, tmp_path: Path) -> None:
+    model, case = load(save_folder("wan21", tmp_path)), Case(20, 2, 1, 3, lag=lag)
     with one_thread():
         endless = pipeline(model, case, queue=replace(case.queue, num_frames=None)).blocks()
         whole = pipeline(model, case).blocks()

@@ -136,10 +136,11 @@ def _blocks(plan: dict[str, Any]) -> str:
     A round is one pass over the queue of frame blocks.
     """
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
+    lag = f", lag {plan['lag']}" if plan["lag"] > 1 else ""
     used = f"ranks busy for {plan['used_share']:.1%}"
     if plan["num_blocks"] is None:
-        return f"without end, {sizes}; {used}"
-    return f"{plan['num_blocks']} {sizes}; {plan['rounds']} rounds, {used}"
+        return f"without end, {sizes}{lag}; {used}"
+    return f"{plan['num_blocks']} {sizes}{lag}; {plan['rounds']} rounds, {used}"
 
 
 def _video(fields: dict[str, Any]) -> str:

@@ -246,7 +246,7 @@ class BlockPipeline:
         # The block to the left reads these, in this round. The first block has none to its left.
         if context and step.block > 0:
             keep.append(Kept(self._right[branch], start, start + context))
-        # The block to the right reads these, in the next round. The last block has none to its right.
+        # The block to the right reads these, in later rounds. The last block has none to its right.
         if context and self._queue.left_source == "cache" and step.block + 1 != self._queue.num_blocks:
             features = self._left.setdefault((step.block, branch), {})
             keep.append(Kept(features, stop - context, stop))
@@ -361,7 +361,11 @@ class BlockPipeline:
         return QueueState(
             round=round,
             # The next round's blocks may have begun.
-            blocks={number: held.state(fresh) for number, held in self._held.items() if number < round},
+            blocks={
+                number: held.state(fresh)
+                for number, held in self._held.items()
+                if number < self._queue.joined(round)
+            },
             left_features={
                 key: {
                     # By head of the whole model, so that another number of ranks can resume from the state.

@@ -67,7 +67,7 @@ class QueueSampler(BlockSampler):
     def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
         blocks = queue.active(state.round - 1)
         count = None if work.request.endless else queue.num_blocks
-        levels = state.round - blocks[-1], state.round - blocks[0]
+        levels = state.round - queue.lag * blocks[-1], state.round - queue.lag * blocks[0]
         work.progress.queue(blocks[0] + 1, count, levels, queue.num_steps)
         return super().after_round(work, queue, state)
 

@@ -1,10 +1,10 @@
 """DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
 A video of any length is divided into frame blocks (arXiv 2505.21070). In every round (pass over the queue),
-one block of noise joins the queue at its tail. Every block in the queue then takes one denoising step,
-noisiest first. The block at the head leaves once it has taken all steps. Therefore block b takes step s in
-round b + s, and neighbouring blocks are one step apart. Which block reads what, at which noise level, depends
-on the round alone, never on timing.
+every block in the queue takes one denoising step, the noisiest first. The block at the head leaves once it
+has taken all steps. A block of noise joins the queue at its tail in every round or, with a lag, in every
+lag-th round. Therefore block b takes step s in round lag x b + s, and neighbouring blocks are `lag` steps
+apart. Which block reads what, at which noise level, depends on the round alone, never on timing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import count
 
 from paradit.config.errors import InputError
 
-LEVELS = ("same-level", "one-cleaner")
+SAME_LEVEL, ONE_CLEANER = LEVELS = ("same-level", "one-cleaner")
 LEFT_SOURCES = ("latents", "cache")
 
 
@@ -78,20 +78,24 @@ class BlockQueue:
     """Number of latent frames that a frame block reads from each neighbouring block."""
     num_steps: int
     """Number of denoising steps that each frame block takes."""
-    left_level: str = "same-level"
-    """Noise level of the frames that a frame block reads from the previous block. With `same-level`, it
-    equals the block's own level. With `one-cleaner`, it is one step further denoised, the latest level there
-    is."""
+    lag: int = 1
+    """Number of rounds (passes over the queue) between one frame block's joining the queue and the next
+    one's. The previous block is this many steps ahead of a block."""
+    left_level: str = SAME_LEVEL
+    """Noise level of the frames that a frame block reads from the previous block, with a lag of 1. With
+    `same-level`, it equals the block's own level. With `one-cleaner`, it is one step further denoised, the
+    latest level there is. With a larger lag, it is always the latest, `lag` steps further denoised."""
     left_source: str = "latents"
     """Source of the previous frame block's keys and values: `latents`, from which they are computed again, or
-    `cache`, which has them at the noise level of the block that reads them."""
+    `cache`, which has them from the previous block's latest step, `lag - 1` steps further denoised than the
+    block that reads them."""
     expert_steps: tuple[int, ...] = ()
     """Indices of the steps at which the model switches to another expert (transformer). An expert cannot use
-    keys that another expert computed, so in these steps keys of the next block are computed again instead of
-    read from the cache."""
+    keys that another expert computed. So if it computes a step of a frame block, and another expert computed
+    the neighbour's, the neighbour's keys are computed again instead of read from the cache."""
 
     def __post_init__(self) -> None:
-        for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
+        for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1), ("lag", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.num_frames is not None and self.num_frames < 1:
@@ -101,12 +105,17 @@ class BlockQueue:
                 f"context_frames must be at most {self.block_frames}, the frames of a neighbouring block, "
                 f"got {self.context_frames}"
             )
+        if self.lag > self.num_steps:
+            raise InputError(
+                f"lag must be at most {self.num_steps}, the number of steps, or the queue would be empty "
+                f"between two blocks, got {self.lag}"
+            )
         if self.left_level not in LEVELS:
             raise InputError(f"left_level must be {' or '.join(LEVELS)}, got {self.left_level!r}")
         if self.left_source not in LEFT_SOURCES:
             known = " or ".join(LEFT_SOURCES)
             raise InputError(f"left_source must be {known}, got {self.left_source!r}")
-        if self.left_source == "cache" and self.left_level != "same-level":
+        if self.left_source == "cache" and self.left_level != SAME_LEVEL:
             raise InputError(
                 "left_source 'cache' reads keys of the previous round, which are at the same level: "
                 "use left_level same-level, or left_source latents"
@@ -120,7 +129,12 @@ class BlockQueue:
     @property
     def num_rounds(self) -> int | None:
         """Number of rounds (passes over the queue) until all blocks are denoised; None: endless."""
-        return None if self.num_blocks is None else self.num_blocks + self.num_steps - 1
+        return None if self.num_blocks is None else self.lag * (self.num_blocks - 1) + self.num_steps
+
+    @property
+    def full(self) -> int:
+        """Largest number of frame blocks in the queue at the same time, if the video has enough of them."""
+        return -(-self.num_steps // self.lag)
 
     @property
     def open_rounds(self) -> int:
@@ -131,7 +145,7 @@ class BlockQueue:
         may be shorter than it would be in a longer video.
         """
         assert self.num_blocks
-        return self.num_blocks - 1
+        return self.lag * (self.num_blocks - 1)
 
     @property
     def window_frames(self) -> int:
@@ -177,15 +191,22 @@ class BlockQueue:
 
         A round is one pass over the queue, in which each block takes one denoising step.
         """
-        return max(0, round - self.num_steps + 1)
+        return max(0, (round - self.num_steps) // self.lag + 1)
+
+    def joined(self, round: int) -> int:
+        """Return how many frame blocks have joined the queue before a round begins.
+
+        A round is one pass over the queue, in which each block takes one denoising step.
+        """
+        joined = -(-round // self.lag)
+        return joined if self.num_blocks is None else min(joined, self.num_blocks)
 
     def active(self, round: int) -> range:
         """Return the indices of the frame blocks in the queue during a round, the most denoised block first.
 
         In a round, each block in the queue takes one denoising step.
         """
-        newest = round if self.num_blocks is None else min(round, self.num_blocks - 1)
-        return range(max(0, round - self.num_steps + 1), newest + 1)
+        return range(self.finished(round), self.joined(round + 1))
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
         """Yield all steps of all frame blocks in the queue's order, from round (pass) `first_round` on."""
@@ -194,18 +215,29 @@ class BlockQueue:
                 yield self._step(round, block)
 
     def _step(self, round: int, block: int) -> BlockStep:
-        step = round - block
+        step = round - self.lag * block
         left = right = Context()
         if block > 0 and self.context_frames:
-            # In the round before, the previous block has gone from level `step` to level `step + 1`.
-            level = step + 1 if self.left_level == "one-cleaner" else step
-            left = Context(self.context_frames, level, self.left_source)
+            left = self._left(step)
         if block + 1 in self.active(round) and self.context_frames:
             frames = min(self.context_frames, self.frames_of(block + 1))
-            source = "latents" if step in self.expert_steps else "cache"
             # The next block has taken its step first in this round, and its keys are from before that step.
-            right = Context(frames, step - 1, source)
+            level = step - self.lag
+            right = Context(frames, level, "cache" if self._same_expert(level, step) else "latents")
         return BlockStep(round, block, step, self.frames_of(block), left, right)
+
+    def _left(self, step: int) -> Context:
+        """Return the context on the left of a frame block that takes step `step`."""
+        # The latest level of the previous block; its step in the round before has led to it.
+        latest = min(step + self.lag, self.num_steps)
+        if self.left_source == "cache" and self._same_expert(step, latest - 1):
+            return Context(self.context_frames, latest - 1, "cache")
+        same_level = self.lag == 1 and self.left_level == SAME_LEVEL
+        return Context(self.context_frames, step if same_level else latest)
+
+    def _same_expert(self, first: int, last: int) -> bool:
+        """Return whether the same expert (transformer) computes steps `first` and `last`."""
+        return not any(first < step <= last for step in self.expert_steps)
 
 
 def changes_of(experts: Sequence[int]) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ def program(
     for step in steps:
         needed = _needed(step)
         while missing and (
-            len(missing) == in_flight(num_slices) or any((m.round, m.block) in needed for m in missing)
+            len(missing) == in_flight(num_slices) or any((m.block, m.step) in needed for m in missing)
         ):
             yield Collect(missing.popleft())
         yield Compute(step)
@@ -134,13 +134,11 @@ def program(
 def _needed(step: BlockStep) -> set[tuple[int, int]]:
     """Return the earlier steps whose predictions must be there before a step of a frame block begins.
 
-    The steps are (round, block) pairs. A round is one pass over the block queue, in which every active frame
-    block takes one step.
+    The earlier steps are (block, step) pairs. A prediction is collected only after all earlier ones.
     """
-    needed = {(step.round - 1, step.block)}
-    # The one-cleaner level of the previous block is the result of its step in the round before.
-    if step.left.computed and step.left.level > step.step:
-        needed.add((step.round - 1, step.block - 1))
+    needed = {(step.block, step.step - 1)}
+    if step.left.computed:  # latents of level n are the result of step n - 1
+        needed.add((step.block - 1, step.left.level - 1))
     return needed
 
 

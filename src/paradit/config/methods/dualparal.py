@@ -15,17 +15,40 @@ from paradit.config.methods.method import resolve
 from paradit.config.options import Option
 from paradit.config.placement import Placement, divisors
 from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
+from paradit.config.steps import MAX_STEPS
 from paradit.config.values import Values
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec, stage_of
 from paradit.models.vae_spec import FP32_BYTES
-from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.block_queue import ONE_CLEANER, SAME_LEVEL, BlockQueue
 from paradit.scheduling.layer_pipeline import PipelineGrid, choose_slices, split_layers, used_share
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueOptions(BlockOptions):
-    """Options for the size of frame blocks, and for how each block sees the block before it."""
+    """Options for the size of frame blocks, when each joins the queue, and how it sees the one before it."""
+
+    lag: Annotated[
+        int | None,
+        Option(
+            help="Number of rounds after which the next frame block of dualparal joins the queue. The block "
+            "before it is that many steps further denoised, so with a larger lag, borders between blocks "
+            "are seen less and the first frames come sooner, but ranks wait for each other more. "
+            "[default: 1]",
+            metavar="N",
+            least=1,
+            most=MAX_STEPS,
+        ),
+    ] = None
+    left_level: Annotated[
+        Literal["same-level", "one-cleaner"] | None,
+        Option(
+            help="Noise level of the frames that a frame block of dualparal sees of the one before it, with "
+            "--lag 1: same-level (its own) or one-cleaner (one step further denoised). [default: "
+            "same-level]",
+            metavar="NAME",
+        ),
+    ] = None
 
     left_context: Annotated[
         Literal["latents", "cache"],
@@ -62,9 +85,15 @@ class QueueRequest(BlocksRequest):
     left_context: str
     """Way in which a frame block sees its left neighbour's frames: `latents` computes these frames once more
     with the block; `cache` reads the keys and values that the neighbour computed."""
+    lag: int = 1
+    """Number of rounds after which the next frame block joins the queue."""
+    left_level: str | None = SAME_LEVEL
+    """Noise level of the left neighbour's frames, with a lag of 1; None with a larger lag, with which these
+    frames are as far denoised as they are."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
-        return replace(super().queue(spec), left_source=self.left_context)
+        level = self.left_level or SAME_LEVEL
+        return replace(super().queue(spec), left_source=self.left_context, lag=self.lag, left_level=level)
 
 
 class DualParal(InBlocks):
@@ -85,8 +114,27 @@ class DualParal(InBlocks):
         return is_long(fields, spec)
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-        left = cast(QueueOptions, options).left_context
-        return {**super().chosen(options, fields, spec), "left_context": left}
+        own = cast(QueueOptions, options)
+        lag = 1 if own.lag is None else own.lag
+        if lag > fields["num_inference_steps"]:
+            raise InputError(
+                f"lag must be at most {fields['num_inference_steps']}, the number of steps, got {lag}"
+            )
+        if lag > 1 and own.left_level is not None:
+            raise InputError(
+                f"left_level is for a lag of 1: with {lag}, a frame block always sees the latest frames of "
+                "the one before it, so leave left_level out"
+            )
+        if own.left_context == "cache" and own.left_level == ONE_CLEANER:
+            raise InputError(
+                f"left_level {ONE_CLEANER} needs the left_context latents: cached keys are at the same level"
+            )
+        return {
+            **super().chosen(options, fields, spec),
+            "left_context": own.left_context,
+            "lag": lag,
+            "left_level": own.left_level or (SAME_LEVEL if lag == 1 else None),
+        }
 
     def with_prompts(
         self, request: ResolvedRequest, prompts_at: list[tuple[Any, Any]], spec: ModelSpec
@@ -175,7 +223,7 @@ class DualParal(InBlocks):
         tokens = spec.tokens(1, request.height, request.width)
         # A rank that shares tokens keeps the keys of the heads that it works on.
         keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
-        active = min(queue.num_steps, queue.num_blocks or queue.num_steps)
+        active = min(queue.full, queue.num_blocks or queue.full)
         # Keys of the right neighbour's first frames; with a cached left context, also of each block's last.
         parts["keys"] = keys * (1 + active * (queue.left_source == "cache")) // grid.sharers
         # The first rank holds every block in the queue: its latents at two levels, and its solver's state.
@@ -195,6 +243,7 @@ class DualParal(InBlocks):
         return {
             "num_blocks": queue.num_blocks,
             "rounds": queue.num_rounds,
+            "lag": queue.lag,
             "block_frames": queue.block_frames,
             "context_frames": queue.context_frames,
             "window_frames": queue.window_frames,
@@ -206,7 +255,8 @@ class DualParal(InBlocks):
         found = super().warnings(placement, request, spec)
         queue = cast(QueueRequest, request).queue(spec)
         slices = self.grid(placement, request, spec).num_slices
-        for number, what in ((queue.num_blocks or 0, "blocks"), (queue.num_steps, "steps")):
+        in_queue = "steps" if queue.lag == 1 else f"blocks in the queue (lag {queue.lag})"
+        for number, what in ((queue.num_blocks or 0, "blocks"), (queue.full, in_queue)):
             if number < slices:
                 share = self._used_share(placement, request, spec)
                 found.append(
@@ -225,14 +275,15 @@ class DualParal(InBlocks):
     ) -> ResolvedRequest:
         request, there = cast(QueueRequest, request), request.num_frames
         if finished is not None:
-            # One block enters the queue in each round; a block is finished after a round for each step.
-            rounds = finished + request.num_inference_steps - 1
+            # The last round before another block would be finished.
+            latest = request.lag * finished + request.num_inference_steps - 1
+            blocks = request.queue(spec).joined(latest)
             frames = request.block_frames * spec.vae.temporal_compression
             there = max(0, finished * frames - spec.vae.temporal_compression + 1)
-            least = rounds * frames + 1 - there  # so that no block in the queue is the last
+            least = blocks * frames + 1 - there  # so that no block in the queue is the last
             if not finished or more < least:
                 raise InputError(
-                    f"the queue of {where!r} has {rounds} blocks already: add at least {least} frames"
+                    f"the queue of {where!r} has {blocks} blocks already: add at least {least} frames"
                 )
         return resolve(request.asked(num_frames=there + more, trim=True), spec)
 
