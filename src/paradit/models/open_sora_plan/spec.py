@@ -1,7 +1,16 @@
-"""Sizes and costs of Open-Sora-Plan v1.3 (github.com/PKU-YuanGroup/Open-Sora-Plan), for the planner.
+"""Reader of Open-Sora-Plan v1.3 folders that does not import torch: sizes, costs and defaults.
 
-Its checkpoints are not in diffusers' pipeline format, and ParaDiT does not run them. PipeDiT (arXiv
-2511.12056) measured this model and HunyuanVideo.
+The published checkpoints (github.com/PKU-YuanGroup/Open-Sora-Plan) are not in diffusers' pipeline format.
+ParaDiT runs folders with this layout:
+
+    model_index.json    `_class_name` is `PIPELINE`, and the components are those of `COMPONENTS`
+    transformer/        config.json and diffusion_pytorch_model*.safetensors, as published; its `_class_name`
+                        is OpenSoraT2V_v1_3, or OpenSoraInpaint_v1_3 for the model that takes pictures
+    vae/                config.json of a WFVAEModel, and the weights of merged.ckpt under their published
+                        names, as diffusion_pytorch_model.safetensors
+    text_encoder/       config.json and model*.safetensors of an MT5EncoderModel
+    tokenizer/          tokenizer_config.json, and spiece.model or tokenizer.json
+    scheduler/          scheduler_config.json, which holds `SCHEDULER`
 """
 
 from __future__ import annotations
@@ -17,6 +26,27 @@ from paradit.models.spec import CONFIG, Layers, ModelSpec, Size, TransformerSpec
 from paradit.models.umt5 import read_umt5, umt5_parameters
 from paradit.models.vae_spec import VaeSpec, convolution, resnet
 
+PIPELINE = "OpenSoraPlanPipeline"
+COMPONENTS = {
+    "scheduler": ("diffusers", "EulerAncestralDiscreteScheduler"),
+    "text_encoder": ("transformers", "MT5EncoderModel"),
+    "tokenizer": ("transformers", "T5TokenizerFast"),
+    "transformer": ("paradit", "OpenSoraT2V_v1_3"),
+    "vae": ("paradit", "WFVAEModel"),
+}
+"""Mapping from the name of each component to the library and class that model_index.json states for it."""
+SCHEDULER = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+"""Configuration of the scheduler with which the authors make videos
+(scripts/text_condition/gpu/sample_t2v_v1_3.sh and opensora/utils/sample_utils.py)."""
 TEXT_LENGTH = 512
 DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)
 
