@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend
+from paradit.attention.base import Attend, Site
 from paradit.attention.chunked import chunked as attend_in_chunks
 from paradit.attention.local_attention import sdpa
+from paradit.attention.patterns import Pattern
 from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.rope import Rope
 from paradit.distributed.exchange import UlyssesExchange
@@ -111,11 +112,15 @@ def layout_of(shares: Shares, rank: int) -> Unrotated:
     return Unrotated(shares.tokens[rank] + text, text)
 
 
-def attend_on_ranks(shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form) -> tuple[Tensor, list[Any]]:
+def attend_on_ranks(
+    shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form, *, pattern: Pattern | None = None
+) -> tuple[Tensor, list[Any]]:
     """Return the attended values of all rows, after a check that replicated rows are equal on all holders."""
     transports = world(shares.num_ranks)
     works = [
-        form(shares, transport)(0, iter(of_rank(shares, rank, v, k, q)), layout_of(shares, rank))
+        form(shares, transport)(
+            Site(0, pattern=pattern), iter(of_rank(shares, rank, v, k, q)), layout_of(shares, rank)
+        )
         for rank, transport in enumerate(transports)
     ]
     results = run_together(works)

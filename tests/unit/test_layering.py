@@ -18,7 +18,7 @@ LAYERS = [
     ["version", "config.errors", "config.limits", "progress"],
     ["device_memory", "devices", "files", "waiting", "streams", "launcher_environment", "stopping", "logs"],
     ["trace"],
-    ["attention_backends"],
+    ["attention_backends", "attention.patterns"],
     ["inputs"],
     ["config"],
     ["shapes"],
@@ -60,6 +60,7 @@ LAYERS = [
 ]  # fmt: skip
 TORCH_FREE = [
     "attention.forms",
+    "attention.patterns",
     "attention.registry",
     "attention.timing",
     "config",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from attention_in_memory import DEPTH, FORMS, SHARES, Form, attend_on_ranks, chunked, random_qkv, world
-from paradit.attention.local_attention import sdpa, some_rows
+from paradit.attention.local_attention import sdpa
+from paradit.attention.some_rows import some_rows
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares

@@ -11,19 +11,8 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from paradit.attention.patterns import Pattern
 from paradit.attention.rope import Rope
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Rule of a model with sparse attention: tokens are divided into groups, and attend only in their group.
-
-    Token i of the sequence is in group (i // run) % groups, by the fields `run` and `groups`. No attention
-    form, such as Ulysses, supports such rules yet.
-    """
-
-    groups: int
-    run: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,7 @@ class Site:
     step: int = 0
     """Index of the denoising step, from 0; also 0 if the step is not known."""
     pattern: Pattern | None = None
-    """Rule that restricts attention to groups of tokens; None: all tokens attend to all."""
+    """Groups of tokens that attend only within themselves; None: all tokens attend to all."""
 
     @property
     def key(self) -> tuple[int, str]:

@@ -7,12 +7,12 @@ travel. Exact: every row is computed exactly once.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from functools import partial
 
 from torch import Tensor, empty_like
 
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
-from paradit.attention.local_attention import some_rows
+from paradit.attention.grouped import attended
+from paradit.attention.patterns import Pattern
 from paradit.attention.registry import Choice
 from paradit.distributed.exchange import Chunk, UlyssesExchange
 from paradit.distributed.mesh import Sharers
@@ -37,7 +37,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
     several it is PipeSP.
     """
 
-    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         send, rope = exchange.send, layout.rope
         first, *others = exchange.chunks
         # Messages are started in the order in which they are needed, so that none waits for a later one.
@@ -51,7 +51,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
             moves = [send(chunk.heads, value), send(chunk.heads, key), send(chunk.queries, query)]
             arrivals.append([start(moves)])
 
-        work = Work(exchange, kernel, like=value)
+        work = Work(exchange, kernel, like=value, pattern=site.pattern)
         for chunk, arriving in zip(exchange.chunks, arrivals, strict=True):
             yield from arriving
             values, keys, queries = (tensors for arrival in arriving for tensors in arrival.wait())
@@ -65,8 +65,22 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
 class Work:
     """One rank's part of one attention computation: it keeps keys and values that come, and sends results."""
 
-    def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
+    def __init__(
+        self,
+        exchange: UlyssesExchange,
+        kernel: Kernel,
+        like: Tensor,
+        pattern: Pattern | None = None,
+        first_row: int = 0,
+    ) -> None:
+        """Prepare one attention computation.
+
+        like: any tensor with the shape and dtype of this rank's attended values. pattern: which keys each
+        query sees; None: all. first_row: index in the sequence of a head's first row. It is not 0 in a long
+        video if keys of earlier frames are read from a cache.
+        """
         self._exchange, self._kernel, self._like = exchange, kernel, like
+        self._pattern, self._first_row = pattern, first_row
         self._heads: dict[int, tuple[int, Tensor, Tensor]] = {}
         self._leaving: list[Arrival] = []
         self._attended = empty_like(like)
@@ -88,18 +102,24 @@ class Work:
         queries: one tensor [B, rows, heads, D] for each box (rectangle of query rows x heads) that this rank
         computes in the chunk.
         """
-        attended = []
+        rows, results = self._exchange.shares.num_rows, []
         for block, query in zip(chunk.work, queries, strict=True):
             first, values, keys = self._heads[block.first_head]
             heads = slice(block.first_head - first, block.last_head - first)
-            rows = self._exchange.shares.num_rows
-            whole = block.stop - block.start == rows
-            # Whole heads are computed as in one process. Some rows of a head take care to get the same bits.
-            part = partial(some_rows, self._kernel, start=block.start, num_rows=rows)
-            compute = self._kernel if whole else part
-            attended.append(compute(query, keys[:, :, heads], values[:, :, heads]))
+            results.append(
+                attended(
+                    self._kernel,
+                    self._pattern,
+                    query,
+                    keys[:, :, heads],
+                    values[:, :, heads],
+                    start=block.start,
+                    num_rows=rows,
+                    first_row=self._first_row,
+                )
+            )
         into = self._exchange.held(self._attended)  # results arrive in place
-        self._leaving.append(start([chunk.results.move(attended, self._like, into)]))
+        self._leaving.append(start([chunk.results.move(results, self._like, into)]))
 
     def gather(self) -> Generator[Wait, None, Tensor]:
         """Wait for all results, and return the attended values [B, S, H, D] of this rank's tokens."""

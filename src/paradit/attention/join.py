@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TypeAlias, cast
 
-from paradit.attention.base import Attend, Kernel
+from torch import Tensor
+
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.registry import Choice
 from paradit.config.plugins import imported
 from paradit.distributed.mesh import Sharers
@@ -28,4 +30,22 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
     attention. Attention forms that need the log-sum-exp compute attention with a function of their own
     instead.
     """
-    return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)
+    build = cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)
+    if choice.form.patterns:
+        return build
+    return lambda shares: _only_full(build(shares), choice.name)
+
+
+def _only_full(attend: Attend, form: str) -> Attend:
+    """Return an attention function that refuses sites with a pattern, which it would compute wrongly.
+
+    form: name of its attention form. Raises NotImplementedError. A request for a model with sparse layers is
+    refused earlier (`config.placement_checks`).
+    """
+
+    def attend_fully(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+        if site.pattern is not None:
+            raise NotImplementedError(f"attention {form} takes no patterns, got {site}")
+        return attend(site, projection, layout)
+
+    return attend_fully

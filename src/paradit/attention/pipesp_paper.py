@@ -37,7 +37,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
     the ranks alike.
     """
 
-    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         send, rope, (whole,) = exchange.send, layout.rope, exchange.chunks
         value = next(projection)
         arrivals = [start([send(whole.heads, value)])]
@@ -47,7 +47,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
         yield from arrivals
         (values,), (keys,), (queries,) = (arrival.wait() for arrival in arrivals)
 
-        work = Work(by_head, kernel, like=value)
+        work = Work(by_head, kernel, like=value, pattern=site.pattern)
         work.take_heads(whole, values, keys)
         for chunk in by_head.chunks:
             work.compute(chunk, [_rows(whole, queries, block) for block in chunk.work])

@@ -108,6 +108,8 @@ class Form:
     """Whether the planner also compares this attention form although `--attention auto` does not try it."""
     helped = False
     """Whether ranks that hold no tokens may compute a part of the attention in this form (co-processing)."""
+    patterns = False
+    """Whether this attention form computes attention by the pattern of its `Site`, as sparse layers need."""
     needs_lse = False
     """Whether this attention form needs an attention backend that returns the log-sum-exp."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, cat
 
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.chunked import Work
+from paradit.attention.grouped import attended
 from paradit.attention.rope import Rope
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import start
@@ -31,6 +32,8 @@ class Neighbour:
     rope: Rope
     """RoPE rotations of the neighbouring block's tokens, at their positions among all frames that the frame
     block attends to."""
+    is_before: bool
+    """Whether these tokens come before the frame block's; otherwise they come after them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequenc
         yield from ()
         value, key, query = projection
         keys, values = _take(site, key, value, neighbours, keep, rope=layout.rope)
-        return kernel(layout.rope.apply(query), keys, values)
+        query = layout.rope.apply(query)
+        return attended(kernel, site.pattern, query, keys, values, first_row=_first_row(neighbours))
 
     return attend
 
@@ -94,7 +98,7 @@ def windowed_over(
         num_tokens = len(mine.positions)
         whole = rope.followed_by(mine.shard(num_tokens - layout.num_replicated, num_tokens))
         keys, values = _take(site, all_keys, all_values, neighbours, keep, rope=whole)
-        work = Work(exchange, kernel, like=value)
+        work = Work(exchange, kernel, like=value, pattern=site.pattern, first_row=_first_row(neighbours))
         work.take_heads(chunk, [values], [keys])
         work.compute(chunk, queries)
         return (yield from work.gather())
@@ -113,6 +117,9 @@ def _take(
 ) -> tuple[Tensor, Tensor]:
     """Return the rotated keys, and the values, of a window's tokens followed by its neighbours' tokens.
 
+    If the site has a pattern, they are in the order of the frames instead, because the pattern counts tokens
+    from the first frame that the frame block attends to: the model sees these frames as a video of its own.
+
     The window is what is computed: a frame block and perhaps frames beside it. key, value: unrotated keys,
     and values, of the window's tokens. neighbours: tokens of neighbouring frame blocks, whose keys and values
     are read from a cache. keep: ranges of the window's tokens whose keys and values are stored in a cache.
@@ -124,5 +131,14 @@ def _take(
         part = slice(kept.start, kept.stop)
         # Copy them, so that the rest of the window's keys and values can be freed.
         kept.features[site.key] = key[:, part].clone(), value[:, part].clone()
-    keys = cat([rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
-    return keys, cat([value, *(v for _, _, v in read)], dim=1)
+    keys, values = [rope.apply(key)], [value]
+    for neighbour, (rotations, k, v) in zip(neighbours, read, strict=True):
+        place = 0 if site.pattern and neighbour.is_before else len(keys)
+        keys.insert(place, rotations.apply(k))
+        values.insert(place, v)
+    return cat(keys, dim=1), cat(values, dim=1)
+
+
+def _first_row(neighbours: Sequence[Neighbour]) -> int:
+    """Return how many cached tokens come before those that are computed."""
+    return sum(len(neighbour.rope.positions) for neighbour in neighbours if neighbour.is_before)

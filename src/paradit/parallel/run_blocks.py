@@ -38,8 +38,6 @@ def in_step(attend: Attend, step: int) -> Attend:
     """Return an attention function that calls `attend` with the denoising step, which blocks do not know."""
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
-        if site.pattern is not None:
-            raise NotImplementedError(f"attention patterns are not supported here, got {site}")
         return attend(replace(site, step=step), projection, layout)
 
     return attend_in_step

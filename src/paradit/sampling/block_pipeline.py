@@ -237,9 +237,9 @@ class BlockPipeline:
         """
         neighbours = []
         if step.left.source == "cache" and step.left.frames:
-            neighbours.append(Neighbour(self._left[step.block - 1, branch], window.left))
+            neighbours.append(Neighbour(self._left[step.block - 1, branch], window.left, is_before=True))
         if step.right.source == "cache" and step.right.frames:
-            neighbours.append(Neighbour(self._right[branch], window.right))
+            neighbours.append(Neighbour(self._right[branch], window.right, is_before=False))
         keep = []
         start, stop = window.own.start, window.own.stop
         context = window.tokens * min(self._queue.context_frames, step.frames)

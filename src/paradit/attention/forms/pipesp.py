@@ -43,7 +43,7 @@ class PipeSP(Form):
     help = "Ulysses in chunks: while one is computed, the next ones arrive and earlier results leave."
     exactness = "exact: bit for bit the result of one process"
     options = Chunks
-    automatic = helped = True
+    automatic = helped = patterns = True
     joined_by = "paradit.attention.chunked:join"
     timed_by = "paradit.attention.timing.head_exchange:layer"
 

@@ -9,7 +9,7 @@ class Ulysses(Form):
     name = "ulysses"
     help = "Queries, keys and values are sent to the ranks that compute their heads, and results sent back."
     exactness = "exact: bit for bit the result of one process"
-    automatic = helped = True
+    automatic = helped = patterns = True
     joined_by = "paradit.attention.chunked:join"
     timed_by = "paradit.attention.timing.head_exchange:layer"
 
