@@ -26,7 +26,7 @@ from paradit.device_memory import peak_memory_bytes
 from paradit.files import named, reserved
 from paradit.memory_check import check_memory, name_of
 from paradit.models.common.loading import check_loras
-from paradit.models.find_lora import with_loras
+from paradit.models.find_lora import download_loras, with_loras
 from paradit.models.folder import BUNDLED, download_weights, find_spec
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
@@ -278,6 +278,7 @@ def generate(
     )
     with as_files(asked) as given:
         request = resolve(given, spec)
+        spec = download_loras(spec)
         _check(request, spec, progress)
         download_weights(str(model), spec.folder, variant)
         return Generated.of(text_to_video(load(spec, request.dtype, progress), request, progress))

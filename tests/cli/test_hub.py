@@ -56,6 +56,20 @@ try:
 except InputError as error:
     print(error)
 """
+FIND_LORAS = """
+import json, sys
+from pathlib import Path
+from paradit.config.errors import InputError
+from paradit.models.find_lora import download_loras, with_loras
+from paradit.models.spec import read_spec
+spec = read_spec(Path(sys.argv[1]))
+for asked in sys.argv[2:]:
+    try:
+        print(json.dumps(download_loras(with_loras(spec, [asked])).loras[0].path))
+    except InputError as error:
+        print(json.dumps(str(error)))
+assert "torch" not in sys.modules
+"""
 DIFFUSERS = """
 import sys
 from diffusers import DiffusionPipeline
@@ -395,32 +409,59 @@ def test_a_variant_that_is_asked_for(hub: HubServer, tmp_path: Path) -> None:
     assert says(told("both", "bf16"), "model 'org/both' .. variant 'bf16': leave it out")
 
 
-def test_a_lora_on_the_hub(hub: HubServer, models: dict[str, Path], tmp_path: Path) -> None:
-    """It is downloaded once, used without the hub, and each way to get it wrong is one line."""
-    folder = tmp_path / "loras"
-    (folder / "high noise").mkdir(parents=True)
-    saved(random_lora(tiny.transformer()), folder / "high noise" / "a.safetensors")
-    hub.models["org/loras"] = folder
-    home, model = tmp_path / "home", str(models["name"])
+def test_loras_on_the_hub(hub: HubServer, models: dict[str, Path], tmp_path: Path) -> None:
+    """A plan reads their headers only. They are downloaded once, and used without the hub."""
+    folder, older = tmp_path / "loras" / "high noise", tmp_path / "older" / "high noise"
+    for place, heads in ((folder, 2), (older, 4)):
+        place.mkdir(parents=True)
+        saved(random_lora(tiny.transformer(heads=heads)), place / "a.safetensors")
+    (folder / "text.safetensors").write_text("a text" * 10_000)
+    for name in ("loras", "loras@a/b", "loras@refs/pr/3"):
+        hub.models[f"org/{name}"] = folder.parent
+    hub.models["org/loras@v1"] = older.parent
+    home, model, inside = tmp_path / "home", str(models["name"]), "/high noise/a.safetensors"
+    file = f"org/loras{inside}"
 
-    def planned(lora: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        arguments = ["generate", "a red circle", "--model", model, "--dry-run", "--json", "--lora", lora]
-        return run(COMMAND, arguments, hub, home, **variables)
+    def planned(command: list[str], *loras: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        words = [word for lora in loras for word in ("--lora", lora)]
+        return run(COMMAND, [*command, "--model", model, "--json", *words], hub, home, **variables)
 
-    file = "org/loras/high noise/a.safetensors"
-    offline: list[dict[str, Any]] = [{}, {"HF_HUB_OFFLINE": "1"}]
-    for variables in offline:
-        done = planned(f"{file}=0.5", **variables)
+    def found(*loras: str, **variables: Any) -> list[str]:
+        done = run(FIND_LORAS, [model, *loras], hub, home, **variables)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["loras"] == [f"{file}=0.5"]
-    for asked, wanted in {
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    dry, loras = ["generate", "a red circle", "--dry-run"], [f"{file}=0.5", f"org/loras@refs/pr/3{inside}"]
+    done = planned(dry, *loras)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["loras"] == loras
+    assert planned(["plan", "--gpus", "1xH100"], file).returncode == 0
+    assert not list(home.rglob("*.safetensors"))
+
+    paths = found(file, f"{file}=0.5", f"org/loras@a%2Fb{inside}")
+    assert paths == [paths[0]] * 3
+    assert Path(paths[0]).read_bytes() == (folder / "a.safetensors").read_bytes()
+    hub.asked.clear()
+    assert planned(dry, file).returncode == 0
+    assert hub.asked == [f"HEAD /org/loras/resolve/main{inside}"]
+    assert found(file, "org/loras/b.safetensors", HF_HUB_OFFLINE="1")[0] == paths[0]
+
+    cases = {
         "org/loras/b.safetensors": "cannot be downloaded: it has no such file: see .. org/loras/tree/main",
         "org/nothing/a.safetensors": "cannot be downloaded: there is no such model on the hub",
         "org/loras/high noise": "must name a safetensors file on the hub: org/loras/FILE.safetensors",
         "org/loras/a.bin": "is not a safetensors file: convert it",
+        "org/loras/high noise/text.safetensors": "is not a safetensors file: convert it",
         "org/loras": "give a safetensors file, or org/name/FILE.safetensors on the hub",
-    }.items():
-        refused = planned(asked)
-        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
-        assert says(refused.stderr, wanted), refused.stderr
-    assert says(planned("org/loras/b.safetensors", HF_HUB_OFFLINE="1").stderr, "HF_HUB_OFFLINE is set")
+        f"org/loras@v1{inside}": "is for another model: it has layers that are 128 channels wide",
+        f"org/loras@v2{inside}": "cannot be downloaded: it has no such revision",
+        f"org/loras@{inside}": "revision '' is not a valid name of a revision",
+        f"org/loras@low{inside}": f"would be a revision: an expert comes last ('{file}@low')",
+        f"{file}@v1": f"high or low, got 'v1' (a revision comes after the id: 'org/loras@v1{inside}')",
+    }
+    for said, wanted in zip(found(*cases), cases.values(), strict=True):
+        assert says(said, wanted), said
+        assert "\n" not in said
+    refused = planned(dry, "org/nothing/a.safetensors", HF_HUB_OFFLINE="1")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert says(refused.stderr, "HF_HUB_OFFLINE is set")

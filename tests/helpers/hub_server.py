@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 TOKEN = "hf_of_this_hub"
 
@@ -81,8 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        hub, path = self.server, unquote(urlsplit(self.path).path)
-        hub.asked.append(f"{self.command} {path}")
+        hub, path = self.server, urlsplit(self.path).path
+        hub.asked.append(f"{self.command} {unquote(path)}")
         if hub.hangs:
             time.sleep(60)
         if hub.no_hub:
@@ -91,12 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"", hub.status)
         elif self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
             self._refuse(401, message="Invalid credentials in Authorization header")
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
-            self._about(found[1], found[3], tree=found[2] == "tree")
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(hub.at(found[1], found[2]) or "", found[3])
-        elif found := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
-            self._content(hub.files(found[1])[found[2]].read_bytes())
+        elif found := _parts(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+            self._about(found[0], found[2], tree=found[1] == "tree")
+        elif found := _parts(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(*found)
+        elif found := _parts(r"/store/([^/]+)/(.+)", path):
+            self._content(hub.files(found[0])[found[1]].read_bytes())
         else:
             self._refuse(404)
 
@@ -128,11 +128,14 @@ class _Handler(BaseHTTPRequestHandler):
             told = {"id": model, "sha": hub.commit(key), "siblings": names}
         self._send(json.dumps(told).encode(), type_="application/json")
 
-    def _file(self, model: str, name: str) -> None:
+    def _file(self, repo: str, revision: str, name: str) -> None:
         """Send a file, or a redirect for weights, which are stored elsewhere, as on the real hub."""
         hub = self.server
-        if model not in hub.models:
+        model = hub.at(repo, revision) or ""
+        if repo not in hub.models:
             self._refuse(404, "RepoNotFound", "Repository not found")
+        elif not model:
+            self._refuse(404, "RevisionNotFound", "Invalid rev id")
         elif model in hub.gated:
             self._refuse(403, "GatedRepo", "Access to model is restricted")
         elif name not in hub.files(model):
@@ -141,16 +144,23 @@ class _Handler(BaseHTTPRequestHandler):
             path, commit = hub.files(model)[name], {"X-Repo-Commit": hub.commit(model)}
             if name.endswith(".safetensors"):
                 linked = {"X-Linked-Etag": f'"{_hash(path)}"', "X-Linked-Size": str(path.stat().st_size)}
-                self._send(b"", 302, Location=f"{hub.store}/{model}/{name}", **commit, **linked)
+                self._send(
+                    b"",
+                    302,
+                    Location=f"{hub.store}/{quote(model, safe='')}/{quote(name)}",
+                    **commit,
+                    **linked,
+                )
             else:
                 self._content(path.read_bytes(), ETag=f'"{_hash(path)}"', **commit)
 
     def _content(self, content: bytes, **headers: Any) -> None:
         """Send the content, or the part of it that the request's Range names."""
-        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, size = int(found[1]), len(content)
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-            self._send(content[start:], 206, **headers)
+            part = content[start : int(found[2] or size) + 1]
+            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{size}"
+            self._send(part, 206, **headers)
         else:
             self._send(content, **headers)
 
@@ -165,6 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _parts(pattern: str, path: str) -> list[str] | None:
+    """Return the parts of a path, decoded, that match a pattern's groups; None if the path does not match."""
+    found = re.fullmatch(pattern, path)
+    return found and [unquote(part or "") for part in found.groups()]
 
 
 def _hash(path: Path) -> str:

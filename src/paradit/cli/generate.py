@@ -27,7 +27,7 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
 from paradit.launcher_environment import check_meeting_point, is_first_rank, launched
-from paradit.models.find_lora import with_loras
+from paradit.models.find_lora import download_loras, with_loras
 from paradit.models.folder import download_weights, find_spec
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
@@ -73,7 +73,8 @@ def generate(options: GenerateOptions) -> int:
         if here:
             check_meeting_point(here)
         check_devices(placement, jobs[0].request.dtype)
-        _check_memory(checked, report)
+        spec = download_loras(spec)
+        _check_memory(replace(checked, spec=spec), report)
         with files_reserved(jobs, options.trace, overwrite=options.overwrite):
             download_weights(options.model, spec.folder, options.variant)
             if checked.arranged.automatic:

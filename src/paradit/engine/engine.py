@@ -36,7 +36,7 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, leave, make_driver, order_of
 from paradit.engine.run_folder import RunFolder
 from paradit.files import named
-from paradit.models.find_lora import with_loras
+from paradit.models.find_lora import download_loras, with_loras
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
@@ -78,7 +78,7 @@ class Engine:
         Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
         if emit is not None and not callable(emit):
             raise InputError(f"emit must be a function that takes an event, got {shown(emit)}")
-        self.spec: ModelSpec = with_loras(read_spec(find_model(str(model))), loras)
+        self.spec: ModelSpec = download_loras(with_loras(read_spec(find_model(str(model))), loras))
         if isinstance(plan_for, Request):
             raise InputError("plan_for must be a list of Requests, got a single one")
         self._model, self._hang_limit, self._emit = str(model), hang_limit, emit

@@ -1,7 +1,8 @@
 """Search for LoRA files, and their checks against a model. Does not import torch.
 
-A LoRA is given as FILE[=SCALE][@high|@low]. FILE is a path, a hub id followed by a path in it, or the name of
-a bundled LoRA.
+A LoRA is given as FILE[=SCALE][@high|@low]. FILE is a path, a file on the hub, or the name of a bundled LoRA.
+A file on the hub is given as ID[@REVISION]/PATH, which is the hub's own spelling: a slash in the revision is
+written %2F, except in refs/pr/N.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from paradit.config.errors import InputError
 from paradit.config.limits import shown, typed
 from paradit.files import named
 from paradit.models import hub
-from paradit.models.folder import bundled_folder
-from paradit.models.lora import EXPERTS, Expert, Lora, check_header, not_safetensors
+from paradit.models.folder import bundled_folder, check_name
+from paradit.models.lora import EXPERTS, Expert, Lora, Shapes, check_shapes, not_safetensors, read_shapes
 from paradit.models.spec import ModelSpec
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -29,18 +32,37 @@ MAX_SCALE = 100.0
 _ASKED = re.compile(
     r"(.+?)(?:=(?!.*\.safetensors)([^=@/]*))?(?:@(?!.*\.safetensors)([^=@/]*))?", re.DOTALL | re.IGNORECASE
 )
-_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+)")
-_HUB_PAGE = re.compile(r"https?://(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/[^/]+/([^?]+)")
+_HUB_FILE = re.compile(
+    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(refs/(?:pr|convert)/[^/]+|[^/]*))?/(.+)", re.DOTALL
+)
+_HUB_PAGE = re.compile(r"https?://(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/]+)/([^?]+)")
+
+
+class _HubFile(NamedTuple):
+    """File on the hub: the id of its repository, the revision or None for the newest, and its path there."""
+
+    repo: str
+    name: str
+    revision: str | None
 
 
 def with_loras(spec: ModelSpec, asked: Iterable[str | Path]) -> ModelSpec:
     """Return the spec of a model with LoRAs, each given as FILE[=SCALE][@high|@low].
 
-    LoRAs on the hub are downloaded. Raises InputError if one cannot be merged into the model.
+    Only the header of a LoRA on the hub is read: `download_loras` downloads the file. Raises InputError if
+    one cannot be merged into the model, as far as its header says.
     """
     if isinstance(asked, str | Path):
         raise InputError(f"loras must be a list of files, got {typed(asked)}")
     return replace(spec, loras=tuple(_found(one, spec) for one in asked))
+
+
+def download_loras(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of a model with all its LoRAs on this machine; those on the hub are downloaded.
+
+    Raises InputError if a download fails.
+    """
+    return replace(spec, loras=tuple(_complete(lora, spec) for lora in spec.loras))
 
 
 def with_same_loras(spec: ModelSpec, loras: Iterable[Lora]) -> ModelSpec:
@@ -55,7 +77,7 @@ def _unchanged(lora: Lora) -> Lora:
     again = "so the video would not be the same: restore it, or start again with paradit generate"
     path = Path(lora.path)
     try:
-        path = path if path.is_file() else _file(lora.file)
+        path = path if path.is_file() else _file(lora.file) or _download(lora.file)
     except InputError as error:
         raise InputError(f"{error} (the run began with it, {again})") from None
     if _hash(lora.file, path) != lora.sha256:
@@ -68,11 +90,26 @@ def _found(asked: str | Path, spec: ModelSpec) -> Lora:
         raise InputError(f"a LoRA must be a text or a path, got {typed(asked)}")
     file, scale, expert = _parsed(str(asked))
     _check_expert(file, expert, spec)
-    path = _file(file)
-    index = EXPERTS.index(expert) if expert else 0
-    sizes = spec.transformers[index]
-    check_header(file, path, width=sizes.width, layers=sizes.num_layers, model=spec.name)
-    return Lora(file=file, path=str(path), sha256=_hash(file, path), scale=scale, expert=expert)
+    lora = Lora(file=file, path="", sha256="", scale=scale, expert=expert)
+    if path := _file(file):
+        return _local(lora, path, spec)
+    _check(lora, _shapes_on_hub(file), spec)
+    return lora
+
+
+def _complete(lora: Lora, spec: ModelSpec) -> Lora:
+    return lora if lora.path else _local(lora, _download(lora.file), spec)
+
+
+def _local(lora: Lora, path: Path, spec: ModelSpec) -> Lora:
+    """Return the LoRA with a file on this machine, after checking it. Raises InputError."""
+    _check(lora, read_shapes(lora.file, path), spec)
+    return replace(lora, path=str(path), sha256=_hash(lora.file, path))
+
+
+def _check(lora: Lora, shapes: Shapes, spec: ModelSpec) -> None:
+    sizes = spec.transformers[lora.index]
+    check_shapes(lora.file, shapes, width=sizes.width, layers=sizes.num_layers, model=spec.name)
 
 
 def _parsed(asked: str) -> tuple[str, float, Expert | None]:
@@ -84,7 +121,11 @@ def _parsed(asked: str) -> tuple[str, float, Expert | None]:
     file, number, word = found.groups() if found else (asked, None, None)
     expert = next((one for one in EXPERTS if word and one == word.lower()), None)
     if word is not None and expert is None:
-        raise InputError(f"lora {shown(asked)}: the expert after @ must be high or low, got {word!r}")
+        on_hub = _HUB_FILE.fullmatch(file)
+        hint = (
+            f" (a revision comes after the id: '{on_hub[1]}@{word}/{on_hub[3]}')" if on_hub and word else ""
+        )
+        raise InputError(f"lora {shown(asked)}: the expert after @ must be high or low, got {word!r}{hint}")
     try:
         scale = 1.0 if number is None else float(number)
     except ValueError:
@@ -114,8 +155,8 @@ def _check_expert(file: str, expert: Expert | None, spec: ModelSpec) -> None:
         )
 
 
-def _file(file: str) -> Path:
-    """Return the absolute path of a LoRA file, which is downloaded if it is on the hub. Raises InputError."""
+def _file(file: str) -> Path | None:
+    """Return the absolute path of a LoRA file; None if it is on the hub only. Raises InputError."""
     if not file.strip():
         raise InputError(f"lora is empty ({file!r}): give a safetensors file")
     path = named("lora", file)
@@ -129,10 +170,31 @@ def _file(file: str) -> Path:
         return path.absolute()
     if file in (there := bundled_loras()):
         return there[file]
-    on_hub = _HUB_FILE.fullmatch(file)
-    if on_hub and not Path(on_hub[1]).exists():
-        return _download(file, on_hub[1], on_hub[2])
-    raise InputError(_missing(file, path))
+    try:
+        return hub.find_file(*_hub_file(file, path))
+    except hub.HubError as error:
+        raise InputError(f"lora {file!r} is not a file here, and cannot be downloaded: {error}") from None
+
+
+def _hub_file(file: str, path: Path) -> _HubFile:
+    """Return the file on the hub that a LoRA is given as. Raises InputError if it is none.
+
+    path: the path here that it would be otherwise, for error messages.
+    """
+    found = _HUB_FILE.fullmatch(file)
+    if not found or Path(found[1]).exists():
+        raise InputError(_missing(file, path))
+    repo, revision, name = found[1], found[2] and unquote(found[2]), found[3]
+    if not name.endswith(".safetensors"):
+        raise InputError(f"lora {file!r} must name a safetensors file on the hub: {repo}/FILE.safetensors")
+    if revision in EXPERTS:
+        raise InputError(
+            f"lora {file!r}: @{revision} after the id would be a revision: an expert comes last "
+            f"('{repo}/{name}@{revision}'), and a revision of this name is given as a commit"
+        )
+    if revision is not None:
+        check_name("revision", revision)
+    return _HubFile(repo, name, revision)
 
 
 def bundled_loras() -> dict[str, Path]:
@@ -140,18 +202,27 @@ def bundled_loras() -> dict[str, Path]:
     return {path.stem: path for path in sorted((bundled_folder().parent / "loras").glob("*.safetensors"))}
 
 
-def _download(file: str, repo: str, name: str) -> Path:
-    if not name.endswith(".safetensors"):
-        raise InputError(f"lora {file!r} must name a safetensors file on the hub: {repo}/FILE.safetensors")
+def _shapes_on_hub(file: str) -> Shapes:
     try:
-        return hub.download_file(repo, name)
+        shapes = hub.tensor_shapes(*_hub_file(file, Path(file)))
     except hub.HubError as error:
-        raise InputError(f"lora {file!r} is not a file here, and cannot be downloaded: {error}") from None
+        raise InputError(f"lora {file!r} cannot be read on the hub: {error}") from None
+    if shapes is None:
+        raise InputError(not_safetensors(file))
+    return shapes
+
+
+def _download(file: str) -> Path:
+    try:
+        return hub.download_file(*_hub_file(file, Path(file)))
+    except hub.HubError as error:
+        raise InputError(f"lora {file!r} cannot be downloaded: {error}") from None
 
 
 def _missing(file: str, path: Path) -> str:
     if page := _HUB_PAGE.match(file):
-        return f"lora {file!r} does not exist: give it as '{page[1]}/{page[2]}'"
+        revision = "" if page[2] == "main" else f"@{page[2]}"
+        return f"lora {file!r} does not exist: give it as '{page[1]}{revision}/{page[3]}'"
     siblings = [one.name for one in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, [*siblings, *bundled_loras()], n=1)
     if close:

@@ -40,6 +40,12 @@ def bundled_folder() -> Path:
     return Path(str(resources.files("paradit"))) / "assets" / BUNDLED
 
 
+def check_name(option: str, value: str) -> None:
+    """Raise InputError if a value is not a valid name of a "revision", or of a "variant"."""
+    if not re.fullmatch(_NAMES[option], value):
+        raise InputError(f"{option} {shown(value)} is not a valid name of a {option}")
+
+
 def find_model(
     name: str, *, revision: str | None = None, variant: str | None = None, weights: bool = True
 ) -> Path:
@@ -52,8 +58,8 @@ def find_model(
     incomplete, of an unsupported class, or without safetensors.
     """
     for option, value in (("revision", revision), ("variant", variant)):
-        if value is not None and not re.fullmatch(_NAMES[option], value):
-            raise InputError(f"{option} {shown(value)} is not a valid name of a {option}")
+        if value is not None:
+            check_name(option, value)
     if not name.strip():
         raise InputError(
             f"model is empty ({name!r}): give '{BUNDLED}', a folder, or a hub id such as org/name"

@@ -70,7 +70,37 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
         snapshot_download(repo, revision=revision, allow_patterns=[escape(name) for name in names])
 
 
-def download_file(repo: str, name: str) -> Path:
+def find_file(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """Return the path of a file of `repo` in the hub's cache; None if it is on the hub only.
+
+    The hub is asked which content the file has now. If it cannot be asked, a copy in the cache is used.
+    Raises HubError if there is no such file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _asking(repo):
+        told = hf_hub_download(repo, name, revision=revision, etag_timeout=TIMEOUT, dry_run=True)
+        path = Path(told.local_path)
+        return path if path.exists() else None
+
+
+def tensor_shapes(repo: str, name: str, revision: str | None = None) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of the tensors in a safetensors file on the hub; only its header is downloaded.
+
+    Returns None if the file is not a safetensors file. Raises HubError.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    with _asking(repo):
+        try:
+            found = HfApi().parse_safetensors_file_metadata(repo, name, revision=revision)
+        except SafetensorsParsingError:
+            return None
+        return {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}
+
+
+def download_file(repo: str, name: str, revision: str | None = None) -> Path:
     """Return the path of a file of `repo` in the hub's cache, after downloading it if needed.
 
     If the hub cannot be asked, a copy that is in the cache already is used. Raises HubError.
@@ -78,7 +108,7 @@ def download_file(repo: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _asking(repo):
-        return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
+        return Path(hf_hub_download(repo, name, revision=revision, etag_timeout=TIMEOUT))
 
 
 def snapshots(repo: str, revision: str | None = None) -> list[Path]:

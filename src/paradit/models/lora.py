@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +35,9 @@ class Lora:
     file: str
     """Name of the file as the user gave it: a path, a hub id with a path in it, or a bundled LoRA's name."""
     path: str
-    """Absolute path of the file."""
+    """Absolute path of the file; empty if it is on the hub, and not downloaded yet."""
     sha256: str
+    """Hash of the file's content; empty like `path`."""
     scale: float = 1.0
     expert: Expert | None = None
     """Expert whose weights the LoRA changes; None: the model's only transformer."""
@@ -66,24 +67,37 @@ def layer_of(name: str) -> tuple[bool, int] | None:
     return (bool(found[1]), int(found[2])) if found else None
 
 
-def check_header(file: str, path: Path, *, width: int, layers: int, model: str) -> None:
-    """Refuse a file that is not a whole LoRA, or whose header shows that it is for another model.
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of the tensors in a LoRA file, by their names."""
 
-    file: the file's name in error messages. width: number of channels of the model's tokens. layers: number
-    of the model's layers. model: the model's name. Raises InputError.
+
+def read_shapes(file: str, path: Path) -> Shapes:
+    """Return the shapes of a file's tensors, and refuse a file that is not whole. Raises InputError.
+
+    file: the file's name in error messages.
     """
     try:
         length, tensors = read_header(path)
+        size = path.stat().st_size
     except OSError as error:
         raise InputError(f"lora {file!r} cannot be read: {error.strerror}") from None
     except ValueError:
         raise InputError(not_safetensors(file)) from None
     end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
-    if end > path.stat().st_size:
-        raise InputError(f"lora {file!r} is cut off: it has {path.stat().st_size} of {end} bytes")
-    _check_kind(file, tensors)
-    widths = {tensor.shape[1] for key, tensor in tensors.items() if _QUERY.search(key) and tensor.shape[1:]}
-    highest = max((layer[1] for key in tensors if (layer := layer_of(key))), default=0)
+    if end > size:
+        raise InputError(f"lora {file!r} is cut off: it has {size} of {end} bytes")
+    return {key: tensor.shape for key, tensor in tensors.items()}
+
+
+def check_shapes(file: str, shapes: Shapes, *, width: int, layers: int, model: str) -> None:
+    """Refuse a file that is not a LoRA, or whose tensors show that it is for another model.
+
+    file: the file's name in error messages. width: number of channels of the model's tokens. layers: number
+    of the model's layers. model: the model's name. Raises InputError.
+    """
+    _check_kind(file, shapes)
+    widths = {shape[1] for key, shape in shapes.items() if _QUERY.search(key) and shape[1:]}
+    highest = max((layer[1] for key in shapes if (layer := layer_of(key))), default=0)
     what = (
         f"layers that are {max(widths)} channels wide, and {model!r} has {width}"
         if widths - {width}

@@ -25,8 +25,9 @@ Lora = Annotated[
     list[str] | None,
     Option(
         also=("loras", "lora-path", "lora-weights", "adapter"),
-        help="LoRA to merge into the model: a .safetensors file, ID/FILE.safetensors on the hub, or the name "
-        "of a bundled one. SCALE: its strength; EXPERT: high or low, if the model has two. May be repeated.",
+        help="LoRA to merge into the model: a .safetensors file, ID[@REV]/FILE.safetensors on the hub, or "
+        "the name of a bundled one. SCALE: its strength; EXPERT: high or low, if the model has two. May be "
+        "repeated.",
         metavar="FILE[=SCALE][@EXPERT]",
     ),
 ]
