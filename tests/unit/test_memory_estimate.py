@@ -1,12 +1,16 @@
 """Planner's estimate of a run's memory, compared with what torch's allocator hands out."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.video_processor import VideoProcessor
+from PIL import Image
+from torch import Tensor
 
 from allocated import allocated_peak
 from paradit.config.methods.method import resolve
@@ -27,8 +31,9 @@ PROMPT = "a red circle " * 200
 """Prompt of the greatest possible length."""
 
 
-@pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v", "hunyuan"])
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [*product(["wan21", "wan22_ti2v", "hunyuan"], BYTES), ("i2v", "fp32")]
+)
 def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     """The feed-forward is as wide, relative to the tokens, as in published models.
 
@@ -41,14 +46,21 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
         save_folder(variant, tmp_path, heads=heads, ffn_dim=160 * heads)
     spec = read_spec(tmp_path)
     model = load(spec, dtype)
+    picture = tmp_path / "picture.png" if spec.needs_image else None
+    if picture:
+        Image.new("RGB", (256, 256)).save(picture)
     asked = Request(prompt=PROMPT, num_inference_steps=3, width=256, height=256, num_frames=33, dtype=dtype)
-    request = resolve(asked, spec)
+    request = resolve(replace(asked, image=picture), spec)
     branches = request.num_branches(spec)
     prompts = (model.encode_prompt(PROMPT),) * branches
-    work = Work(
-        model=model, request=request, prompts=prompts, progress=Progress(), predictor=LocalPredictor()
-    )
-    peak = allocated_peak(lambda: next(denoise(work)))
+
+    def denoised() -> Tensor:
+        conditions = tuple(map(torch.randn, model.condition_shapes(request)))
+        work = Work(model=model, request=request, prompts=prompts, conditions=conditions,
+                    progress=Progress(), predictor=LocalPredictor())  # fmt: skip
+        return next(denoise(work))
+
+    peak = allocated_peak(denoised)
     parts = spec.rank_memory_bytes(33, 256, 256, BYTES[dtype], ["denoise"], cached=branches)
     estimated = parts["latents"] + parts["text_cache"] + parts["activations"]
     # Parts that are small beside the tokens of a published model matter here: bf16 predictions count as fp32.

@@ -189,10 +189,11 @@ class ModelSpec:
     """Name of the preset for requests that name none; None: the model has no such preset."""
     one_timestep: bool = False
     """Whether all tokens of a video must have the same timestep."""
-    latents_held: int = 9
-    """Number of tensors as large as the latents that are in memory while denoising.
+    latents_held: int = 5
+    """Number of tensors as large as the latents that are in memory while the transformer runs.
 
-    They are the noise, the sample, the predictions, and what a multistep scheduler keeps and computes.
+    They are the sample, the prediction of another guidance branch, and three that a multistep scheduler
+    keeps: two earlier predictions and the previous sample.
     """
 
     @property

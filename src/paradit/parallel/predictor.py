@@ -124,10 +124,10 @@ class LocalPredictor:
     ) -> list[Tensor]:
         # Embed once: both branches have the same tokens until they meet the text.
         tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
-        predictions = []
-        for context in contexts.each:
+
+        def predicted(context: Context) -> Tensor:
             branch = transformer.branch(tokens, context)
             work = through_blocks(transformer.blocks, branch, self._attend, step)
-            values = transformer.head(*run_interleaved([work]))
-            predictions.append(transformer.unpatchify(values, layout))
-        return predictions
+            return transformer.unpatchify(transformer.head(*run_interleaved([work])), layout)
+
+        return [predicted(context) for context in contexts.each]

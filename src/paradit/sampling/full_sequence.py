@@ -22,7 +22,6 @@ from paradit.sampling.solver_state import kept, resumed
 from paradit.trace.spans import STEP, span
 
 
-@torch.no_grad()
 def denoise(
     model: VideoModel,
     latents: Tensor,
@@ -55,7 +54,8 @@ def denoise(
     timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) :]
     by_step, steps = experts_of(model, request, timesteps), len(timesteps)
     guidance_scales = request.guidance_scales(model.spec)
-    with progress.stage("denoise", total=steps):
+    # A decorated generator would keep its arguments, and with them the noise, to the end.
+    with torch.no_grad(), progress.stage("denoise", total=steps):
         latents = given.begin(latents, scheduler)
         begun, latents = resumed(checkpoints, predictor, scheduler, latents, progress)
         for step in range(begun, steps):
@@ -70,6 +70,7 @@ def denoise(
                 )
                 prediction = guide(predictions, guidance_scales[expert])
                 latents = solver_step(scheduler, prediction, timestep, latents, noise(step))
+                del predictions, prediction  # the next step needs the memory
                 if not latents.isfinite().all():
                     raise FloatingPointError(f"the latents are not finite after step {step + 1}")
             progress.step("denoise", step + 1)
@@ -78,7 +79,8 @@ def denoise(
             # nothing left to end.
             if step + 1 < steps and not predictor.gather_number(int(goes_on))[0]:
                 raise Unwanted
-    yield given.end(latents, frames)
+        latents = given.end(latents, frames)
+    yield latents
 
 
 class _Experts:

@@ -179,7 +179,14 @@ def _with_pictures(spec: ModelSpec) -> ModelSpec:
     # A transformer that attends to pictures takes one, or with positions for two pictures always two.
     attended = spec.transformers[0]
     takes = {"image"} if attended.images == 1 else {"image", "last_image"}
-    return replace(spec, takes=frozenset(takes), needs_image=True, needs_last_image=attended.images == 2)
+    return replace(
+        spec,
+        takes=frozenset(takes),
+        needs_image=True,
+        needs_last_image=attended.images == 2,
+        # The encoded pictures, and the transformer's input, which has them and the mask as channels.
+        latents_held=spec.latents_held + 3,
+    )
 
 
 def transformer_spec(
