@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from paradit.cli.text import inputs_text
 from paradit.config.errors import InputError
 from paradit.config.given_values import as_files
 from paradit.config.methods.method import resolve
@@ -328,10 +329,26 @@ def test_length_follows_the_video(tmp_path: Path) -> None:
     path = clip(tmp_path / "a.mp4")
     request = resolve(Request(prompt="a", video=path), V2V)
     assert (request.num_frames, request.strength, request.fps) == (29, 0.8, 16)
-    assert warnings_for(request, V2V) == ["a.mp4: 24 fps converted to 16, 29 of 32 frames used"]
+    assert warnings_for(request, V2V) == ["video 'a.mp4': 24 fps converted to 16, 29 of 32 frames used"]
+    assert inputs_text(request) == "video a.mp4 (96x64, 24 fps); fit cover"
     exact = resolve(Request(prompt="a", video=path, fps=24, num_frames=48, trim=True), V2V)
     assert exact.num_frames == 48
     assert warnings_for(exact, V2V) == []
+    eight = resolve(
+        Request(prompt="a", video=clip(tmp_path / "b.mp4", 16, GREY[:33]), fps=8, num_frames=13), V2V
+    )
+    assert warnings_for(eight, V2V) == ["video 'b.mp4': 16 fps converted to 8, 13 of 17 frames used"]
+    assert count_frames("video", str(tmp_path / "b.mp4"), 8, 99) == 17
+
+
+def test_pictures_in_words(tmp_path: Path) -> None:
+    for name, size in (("a.png", (64, 32)), ("b.png", (40, 50))):
+        Image.new("RGB", size).save(tmp_path / name)
+    request = Request(prompt="a", width=64, height=32, num_frames=5, fit="stretch", image=tmp_path / "a.png")
+    assert inputs_text(resolve(request, CLEAN)) == "image a.png (64x32)"
+    both = resolve(replace(request, last_image=tmp_path / "b.png"), CLEAN)
+    assert inputs_text(both) == "image a.png (64x32), last image b.png (40x50); fit stretch"
+    assert inputs_text(resolve(Request(prompt="a"), CLEAN)) == ""
 
 
 def test_a_last_picture_alone(marked: Path) -> None:

@@ -18,6 +18,7 @@ from paradit.attention.timing import layer
 from paradit.attention.timing.windows import window_layer
 from paradit.config.errors import InputError
 from paradit.config.methods.method import resolve
+from paradit.config.options import to_argv
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
@@ -384,6 +385,16 @@ def test_the_command() -> None:
     found = json.loads(done.stdout)
     assert found["best"][0]["fits"]
     assert len(found["best"][0]["memory_bytes_by_rank"]) == len(found["best"][0]["idle_by_rank"]) <= 4
+
+
+def test_the_command_has_pictures_and_loras(tmp_path: Path) -> None:
+    Image.new("RGB", (832, 480)).save(tmp_path / "a.png")
+    asked = ("--model", "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "--num-frames", "17", "--gpus", "2xH100")
+    found = json.loads(run(*asked, "--image", str(tmp_path / "a.png"), "--fit", "stretch", "--json").stdout)
+    given = f"--image {tmp_path / 'a.png'} --last-image IMAGE --fit stretch"
+    assert all(given in plan["command"] for plan in found["best"] if plan["command"])
+    loras = ["a.safetensors@high", "a.safetensors=0.5@low"]
+    assert to_argv({"lora": loras}) == ["--lora", loras[0], "--lora", loras[1]]
 
 
 def test_a_long_video_is_planned_with_its_own_blocks() -> None:

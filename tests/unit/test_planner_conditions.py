@@ -9,6 +9,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from paradit.cli.text import steps_text
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.protocol import Pixels
@@ -67,6 +68,24 @@ def test_plans_have_the_stage(tmp_path: Path) -> None:
             sum(seconds for stage, seconds in plan.simulated.stages.items() if stage != one)
             for one in ("encode", "conditions")
         )
+
+
+def test_steps_that_a_changed_video_skips_do_not_count(tmp_path: Path) -> None:
+    spec = read_spec(save_folder("wan21", tmp_path / "tiny", width=64, height=64, num_frames=9))
+    steps: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0}
+    for scheduler, evaluations in ((None, 3), ("heun", 5)):
+        whole = resolve(Request(prompt="a", scheduler=scheduler, **steps), spec)
+        request = replace(whole, video="video.mp4", strength=0.6)
+        assert request.evaluations(spec) == (evaluations,)
+        assert request.forward_passes(spec) == 2 * evaluations
+        assert request.model_timesteps(spec) == whole.model_timesteps(spec)[-evaluations:]
+        assert steps_text(request, spec).endswith("only the last 3 of 5") is (scheduler is None)
+    cluster = find_cluster("RTX 4090")
+    seconds = [
+        find_plans(Simulator(cluster, spec, each, "fp32"), 1, "latency").best[0].simulated.stages["denoise"]
+        for each in (whole, request)
+    ]
+    assert seconds[1] < 0.7 * seconds[0]
 
 
 def test_texts_and_pictures_are_encoded_at_once_on_different_ranks() -> None:

@@ -15,6 +15,7 @@ import torch
 from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     SchedulerMixin,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
@@ -129,7 +130,10 @@ def test_both_ends_are_given_to_both_experts(folders: Path) -> None:
     assert torch.equal(latents, expected(folder, num_frames=9, guidance_scale=1.0, **pictures))
 
 
-@pytest.mark.parametrize("scheduler", [None, FlowMatchEulerDiscreteScheduler(shift=3.0)])
+@pytest.mark.parametrize(
+    "scheduler",
+    [None, FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchHeunDiscreteScheduler(shift=3.0)],
+)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_a_changed_video_equals_the_pipeline(
     strength: float, scheduler: SchedulerMixin | None, tmp_path: Path

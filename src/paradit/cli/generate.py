@@ -12,7 +12,7 @@ from paradit.cli.jobs import make_jobs, read_prompts
 from paradit.cli.reporters import Reporter, make_reporter
 from paradit.cli.run_reasons import explain
 from paradit.cli.signals import stop
-from paradit.cli.text import steps_text
+from paradit.cli.text import inputs_text, steps_text
 from paradit.cli.trace import check_trace
 from paradit.config.errors import InputError
 from paradit.config.methods.method import check_placement, method_of
@@ -235,6 +235,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         **job.about(spec),
         "pipeline_class": spec.pipeline_class,
         "model_folder": str(spec.folder),
+        "inputs": inputs_text(request),
         "steps": steps_text(request, spec),
         "evaluations_by_expert": request.evaluations(spec),
         "latent_shape": list(latent_shape(request, spec)),
@@ -242,7 +243,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "step_flops": max(branches) * once,
         "flops": once * request.forward_passes(spec) * request.num_blocks(spec) + text,
         "dtype": dtype,
-        "memory_bytes": spec.memory_bytes(*size, BYTES[dtype], request.vae_tile),
+        "memory_bytes": method.memory_by_rank(Placement(), request, spec, BYTES[dtype])[0],
         "memory_bytes_by_rank": method.memory_by_rank(placement, request, spec, BYTES[dtype]),
         "ranks": placement.ranks,
         "replicas": placement.replicas,

@@ -12,8 +12,10 @@ from paradit.config.methods.method import find_method
 from paradit.config.methods.registry import METHODS
 from paradit.config.options import declared, to_argv
 from paradit.config.placement_text import write_groups
+from paradit.config.request_inputs import FITS
 from paradit.models.published import find_published
 from paradit.models.registry import supported_pipelines
+from paradit.models.spec import ModelSpec
 from paradit.planner.explain import bound_of, misfits, otherwise, reasons
 from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulator, cost_model_of
@@ -117,6 +119,8 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     has_groups = (placement.encode, placement.denoise, placement.decode) != (None, None, None)
     said: dict[str, object] = {
         "model": spec.name if find_published(options.model) else options.model,
+        "lora": options.lora,
+        **_inputs(spec, options),
         "size": f"{request.width}x{request.height}",
         "duration": options.duration,
         "num_frames": request.num_frames if options.duration is None else None,
@@ -144,6 +148,14 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         said |= {"attention": placement.attention, **placement.options, "interleave": interleave}
     said["coprocess"] = candidate.coprocess or None
     return shlex.join(["paradit", "generate", *words, *to_argv(said)])
+
+
+def _inputs(spec: ModelSpec, options: PlanOptions) -> dict[str, object]:
+    """Return the options for pictures and a video; IMAGE stands for a picture that the model needs."""
+    needed = {"image": spec.needs_image, "last_image": spec.needs_last_image}
+    pictures = {name: getattr(options, name) or ("IMAGE" if needed[name] else None) for name in needed}
+    fit = options.fit if options.fit != FITS[0] else None
+    return {**pictures, "video": options.video, "strength": options.strength, "fit": fit}
 
 
 def _above_one(number: int) -> int | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
+from paradit.config.request_inputs import INPUTS
+from paradit.config.requests import ResolvedRequest
 from paradit.config.steps import Steps
 from paradit.models.spec import ModelSpec
 
@@ -72,6 +75,8 @@ def steps_text(request: Steps, spec: ModelSpec) -> str:
     about = request.changed_steps
     parts = [f"{name.replace('_', ' ')} {about[name]}" for name in ("preset", "scheduler") if name in about]
     parts += [f"shift {request.shift:g}"] if request.shift is not None else []
+    if request.steps_to_do < request.num_inference_steps:
+        parts.insert(0, f"only the last {request.steps_to_do} of {request.num_inference_steps}")
     if request.timesteps is not None:
         before = ",".join(f"{timestep:g}" for timestep in request.timesteps)
         given = ",".join(f"{timestep:.1f}".removesuffix(".0") for timestep in request.model_timesteps(spec))
@@ -81,6 +86,28 @@ def steps_text(request: Steps, spec: ModelSpec) -> str:
         scales = [f"{scale:g}" for scale in request.guidance_scales(spec)]
         parts.append(f"high-noise expert {first} (guidance {scales[0]}), low-noise {second} ({scales[1]})")
     return "; ".join(parts)
+
+
+def inputs_text(request: ResolvedRequest) -> str:
+    """Return text on the pictures or the video that a request gives, with their sizes; empty without any."""
+    found, sizes = [], set()
+    for name in INPUTS:
+        path = getattr(request, name)
+        if path is None:
+            continue
+        from paradit.inputs.pictures import picture_size
+        from paradit.inputs.videos import video_facts
+
+        rate = ""
+        if name == "video":
+            facts = video_facts(name, path, request.fps)
+            size, rate = (facts.width, facts.height), f", {facts.fps:.6g} fps"
+        else:
+            size = picture_size(name, path)
+        sizes.add(size)
+        found.append(f"{name.replace('_', ' ')} {Path(path).name} ({size[0]}x{size[1]}{rate})")
+    fit = f"; fit {request.fit}" if sizes - {(request.width, request.height)} else ""
+    return ", ".join(found) + fit
 
 
 def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
@@ -111,6 +138,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "prompt": plan["prompt"],
         "model": f"{plan['model']} ({plan['pipeline_class']}, {plan['model_folder']})",
         **({"loras": ", ".join(plan["loras"])} if "loras" in plan else {}),
+        **({"inputs": plan["inputs"]} if plan["inputs"] else {}),
         "video": _video(plan),
         "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
         "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
@@ -147,7 +175,8 @@ def _video(fields: dict[str, Any]) -> str:
     if fields["num_frames"] is None:
         return f"until it is stopped, {fields['width']}x{fields['height']}, {fields['fps']:g} fps"
     size, length = f"{fields['width']}x{fields['height']}", duration(fields["num_frames"] / fields["fps"])
-    return f"{fields['num_frames']} frames, {size}, {fields['fps']:g} fps ({length})"
+    frames = "1 frame" if fields["num_frames"] == 1 else f"{fields['num_frames']} frames"
+    return f"{frames}, {size}, {fields['fps']:g} fps ({length})"
 
 
 def _share_text(share: dict[str, Any]) -> str:

@@ -278,12 +278,17 @@ def named(where: str) -> Iterator[None]:
 
 
 def to_argv(values: Mapping[str, object]) -> list[str]:
-    """Return options, given by name, as words of a command line; an option that is None is left out."""
+    """Return options, given by name, as words of a command line.
+
+    An option that is None is left out; one with a list of values is repeated for each.
+    """
     words = []
     for name, value in values.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            words += [word for one in value for word in (f"--{flag}", str(one))]
         elif value is not None:
             words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
     return words

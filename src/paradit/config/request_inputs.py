@@ -60,7 +60,7 @@ def input_notes(video: str | None, fps: float, num_frames: int) -> list[str]:
         parts.append(f"{facts.fps:.6g} fps converted to {fps:.6g}")
     if facts.total > num_frames:
         parts.append(f"{num_frames} of {facts.total} frames used")
-    return [f"{Path(video).name}: {', '.join(parts)}"] if parts else []
+    return [f"video {shown(Path(video).name)}: {', '.join(parts)}"] if parts else []
 
 
 def _path(name: str, value: object) -> str:

@@ -146,6 +146,13 @@ class ResolvedRequest(Steps):
         """Whether the requested video goes on until the user stops it."""
         return self.num_frames == ENDLESS
 
+    @property
+    def steps_to_do(self) -> int:
+        """Number of denoising steps that are done: all of them, or with a video the fraction `strength`."""
+        if self.strength is None:
+            return self.num_inference_steps
+        return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
+
     def asked(self, **changed: object) -> Request:
         """Return a `Request` for the same video, with some fields changed, to be resolved again."""
         return Request.of(**{**asdict(self), **changed})

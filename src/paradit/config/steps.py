@@ -81,6 +81,11 @@ class Steps:
         """Noise levels of the steps before the shift, as schedulers take them; None if no list is given."""
         return self.timesteps and tuple(timestep / TRAINING_TIMESTEPS for timestep in self.timesteps)
 
+    @property
+    def steps_to_do(self) -> int:
+        """Number of denoising steps that are done; fewer than `num_inference_steps` if a video is changed."""
+        return self.num_inference_steps
+
     def guidance_scales(self, spec: ModelSpec) -> tuple[float, ...]:
         """Return the guidance scale for each of a model's experts.
 
@@ -111,17 +116,20 @@ class Steps:
     def model_timesteps(self, spec: ModelSpec) -> tuple[float, ...]:
         """Return the timesteps that the transformer gets, one for each evaluation, computed without torch.
 
+        Timesteps of steps that are not done (`steps_to_do`) are left out.
+
         If the scheduler is not one that `--scheduler` can name, or its configuration changes more than the
         shift, this is an approximation, as if it were UniPC. If the shift of the model is not known,
         `ASSUMED_SHIFT` is used.
         """
         scheduler = self.flow_scheduler(spec) or FLOW_SCHEDULERS["unipc"]
         shift = self.shift or spec.shift or ASSUMED_SHIFT
-        return model_timesteps(scheduler, self.num_inference_steps, shift, self.timesteps)
+        every = model_timesteps(scheduler, self.num_inference_steps, shift, self.timesteps)
+        return every[-scheduler.num_evaluations(self.steps_to_do) :]
 
     def evaluations(self, spec: ModelSpec) -> tuple[int, ...]:
         """Return how often each of a model's experts is evaluated (guidance branches count as one)."""
-        scheduler, steps = self.flow_scheduler(spec), self.num_inference_steps
+        scheduler, steps = self.flow_scheduler(spec), self.steps_to_do
         in_all = scheduler.num_evaluations(steps) if scheduler else steps
         if len(spec.transformers) == 1:
             return (in_all,)

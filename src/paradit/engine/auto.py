@@ -63,7 +63,7 @@ def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: S
     """
     request = largest(jobs, spec)
     spare = partial(_spare_bytes, spec, request)
-    return choose(base, len(jobs), request.num_inference_steps, costs, spare)
+    return choose(base, len(jobs), request.steps_to_do, costs, spare)
 
 
 def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:

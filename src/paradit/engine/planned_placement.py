@@ -51,7 +51,7 @@ def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
 
     def work(request: ResolvedRequest) -> int:
         tokens = spec.tokens(request.num_frames, request.height, request.width)
-        return tokens * request.num_inference_steps
+        return tokens * request.steps_to_do
 
     return max((job.request for job in jobs), key=work)
 

@@ -109,7 +109,8 @@ def fitted_video(
 @lru_cache(maxsize=256)
 def _facts(name: str, path: Path, _stamp: tuple[int, int, int], fps: float) -> VideoFacts:
     with _opened(name, path, fps) as video:
-        total = round(video.seconds * _exact(fps))
+        last = video.seconds - 1 / (2 * video.fps)  # as in `_at_rate`, if all frames last equally long
+        total = int(last * _exact(fps)) + 1 if video.seconds else 0
         return VideoFacts(width=video.size[0], height=video.size[1], fps=float(video.fps), total=total)
 
 

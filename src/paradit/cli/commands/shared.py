@@ -130,7 +130,11 @@ Image = Annotated[
 ]
 LastImage = Annotated[
     str | None,
-    Option(also=("end-image", "last-frame"), help="With --image: picture of the last frame.", metavar="FILE"),
+    Option(
+        also=("end-image", "last-frame"),
+        help="Picture of the last frame, for a model that takes one; most need --image, too.",
+        metavar="FILE",
+    ),
 ]
 Video = Annotated[
     str | None,

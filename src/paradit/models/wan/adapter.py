@@ -64,11 +64,10 @@ class WanModel(PipelineModel):
         """
         own = super().scheduler(request)
         if request.video is not None:
-            assert request.strength is not None, "a request with a video has a strength"
             steps = request.num_inference_steps
-            skipped = steps - min(int(steps * request.strength), steps)
-            # Some schedulers evaluate the model more than once in each step.
-            own.set_begin_index(skipped * (len(own.timesteps) // steps))
+            # Some schedulers evaluate the model more than once in each step but the last.
+            per_step = -(-len(own.timesteps) // steps)
+            own.set_begin_index((steps - request.steps_to_do) * per_step)
         return own
 
     def condition_shapes(self, request: ResolvedRequest) -> tuple[tuple[int, ...], ...]:
