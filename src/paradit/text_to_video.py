@@ -223,14 +223,17 @@ def generate(
     fit: str = "cover",
     progress: Progress | None = None,
 ) -> Generated:
-    """Generate a video from a text, in this process. Arguments that are None are as in `paradit generate`.
+    """Generate a video from a prompt, and perhaps a picture or a video, in this process.
+
+    Arguments that are None have the defaults of `paradit generate`.
 
     model: "shapes" (bundled), a folder in diffusers' format, or a hub id. revision: a branch, tag or commit
     on the hub. variant: variant of the weights, such as "fp16". loras: LoRA files to merge into the model, as
     for `--lora`, such as "FILE=0.8@high". duration: seconds, or text such as "1.5min", instead of num_frames.
-    guidance_scale_2: guidance scale of the low-noise expert. preset: name of settings for few steps.
-    scheduler: its short name. shift: timestep shift. timesteps: those of the steps, before the shift.
-    expert_step: index of the step at which the low-noise expert takes over. seed: a number, or "random".
+    guidance_scale_2: guidance scale of the low-noise expert. preset: name of settings for few steps, such as
+    "lightning-4". scheduler: short name of a scheduler, such as "euler". shift: timestep shift. timesteps:
+    numbers from 1000 down, the timestep of each step before the shift. expert_step: index of the step at
+    which the low-noise expert takes over. seed: a number, or "random".
     dtype: "fp32" or "bf16". vae_tile: side, in pixels, of the tiles that frames are decoded in. method:
     "full", or for long videos "dualparal", "windowed" or "fifo". prompts_at: pairs (seconds, text) of later
     prompts for a long video. image, last_image: pictures of the first and the last frame, as paths, PIL
@@ -261,7 +264,7 @@ def generate(
         preset=preset,
         scheduler=scheduler,
         shift=shift,
-        timesteps=None if timesteps is None else tuple(timesteps),
+        timesteps=timesteps,  # type: ignore[arg-type]  # any type, which `resolve` checks
         expert_step=expert_step,
         seed=chosen_seed(seed),
         fps=fps,

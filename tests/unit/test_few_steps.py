@@ -256,7 +256,9 @@ def test_presets_of_published_models_are_their_authors(name: str, model: str, tm
     [
         ({"scheduler": "unipcc"}, "got 'unipcc': did you mean unipc?"),
         ({"preset": "lightning"}, "got 'lightning': did you mean lightning-4?"),
+        ({"scheduler": "FlowMatchLCMScheduler"}, "got 'FlowMatchLCMScheduler': did you mean lcm?"),
         ({"shift": 0.0}, "shift must be"),
+        ({"timesteps": "1000,500"}, "timesteps must be a list of numbers, got '1000,500' (str)"),
         ({"timesteps": (750, 1000, 250)}, "got 750,1000,250: the nearest is 1000,750,250"),
         ({"timesteps": (500, 500)}, "got 500,500: the nearest is 500"),
         ({"timesteps": (1001, 500)}, "timesteps must be from 0 to 1000, got 1001: the nearest is 1000"),

@@ -94,6 +94,7 @@ def shown(value: object) -> str:
     except ValueError:  # an integer with more digits than Python prints
         assert isinstance(value, int)
         text = f"about {'-' * (value < 0)}10**{int(value.bit_length() * math.log10(2))}"
+    text = " ".join(text.splitlines())  # a tensor's repr has several lines
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -53,7 +53,7 @@ def with_loras(spec: ModelSpec, asked: Iterable[str | Path]) -> ModelSpec:
     one cannot be merged into the model, as far as its header says.
     """
     if isinstance(asked, str | Path):
-        raise InputError(f"loras must be a list of files, got {typed(asked)}")
+        raise InputError(f"loras must be a list, such as [{shown(str(asked))}], got {typed(asked)}")
     return replace(spec, loras=tuple(_found(one, spec) for one in asked))
 
 
@@ -87,7 +87,7 @@ def _unchanged(lora: Lora) -> Lora:
 
 def _found(asked: str | Path, spec: ModelSpec) -> Lora:
     if not isinstance(asked, str | Path):
-        raise InputError(f"a LoRA must be a text or a path, got {typed(asked)}")
+        raise InputError(f"loras must be paths, or texts such as 'FILE=0.8@high', got {typed(asked)}")
     file, scale, expert = _parsed(str(asked))
     _check_expert(file, expert, spec)
     lora = Lora(file=file, path="", sha256="", scale=scale, expert=expert)

@@ -80,7 +80,8 @@ def find_scheduler(name: object) -> FlowScheduler:
     """Return the scheduler with a short name. Raises InputError, which suggests the nearest name."""
     if isinstance(name, str) and name in FLOW_SCHEDULERS:
         return FLOW_SCHEDULERS[name]
-    near = difflib.get_close_matches(str(name).lower(), FLOW_SCHEDULERS, n=1, cutoff=0.4)
+    near = [short for short, one in FLOW_SCHEDULERS.items() if one.class_name == name]
+    near = near or difflib.get_close_matches(str(name).lower(), FLOW_SCHEDULERS, n=1, cutoff=0.4)
     hint = f": did you mean {near[0]}?" if near else ""
     raise InputError(f"scheduler must be one of {', '.join(FLOW_SCHEDULERS)}, got {shown(name)}{hint}")
 
