@@ -244,7 +244,7 @@ def test_videos_name_no_other_files(tmp_path: Path) -> None:
         (
             {"image": "p", "last_image": "p", "num_frames": ENDLESS, "method": "dualparal"},
             FLF2V,
-            "last_image needs a video with an end: leave duration inf out",
+            "last_image cannot be given for a video without an end: leave duration inf out",
         ),
         ({"image": "p", "video": "v"}, spec("image", "video"), "give image or video, not both"),
         ({"video": "p"}, V2V, "video 'p' is a picture: give it as image"),

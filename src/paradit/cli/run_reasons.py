@@ -34,6 +34,8 @@ def explain(
 def _method(options: GenerateOptions, request: ResolvedRequest, spec: ModelSpec) -> str:
     if options.method is not None:
         return f"method {request.method}: as requested"
+    if request.video is not None:
+        return f"method {request.method}: a video is changed as a whole"
     trained = spec.defaults.train_frames
     if trained is None:
         return f"method {request.method}: the length that the model was trained on is not known"

@@ -130,7 +130,8 @@ def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
 
 
 def plan_text(plan: dict[str, Any]) -> str:
-    memory = ", ".join(f"{part} {amount(size, 'B')}" for part, size in plan["memory_bytes"].items())
+    parts = sorted(plan["memory_bytes"].items(), key=lambda part: part[0] == "peak")  # last
+    memory = ", ".join(f"{part} {amount(size, 'B')}" for part, size in parts)
     latents = " x ".join(str(size or "any") for size in plan["latent_shape"])
     in_all = "" if plan["flops"] is None else f", {amount(plan['flops'], 'FLOP')} in all"
     guidance = plan["guidance_scale"]

@@ -88,7 +88,7 @@ def _check_together(
     if spec.needs_last_image and "last_image" not in given:
         raise InputError(f"last_image is missing: the model {spec.name!r} makes videos between two pictures")
     if endless and (ending := next((name for name in ("last_image", "video") if name in given), None)):
-        raise InputError(f"{ending} needs a video with an end: leave duration inf out")
+        raise InputError(f"{ending} cannot be given for a video without an end: leave duration inf out")
     if found["strength"] is not None and "video" not in given:
         raise InputError("strength needs video: it says how much of that video is changed")
     if found["fit"] not in FITS:
