@@ -23,6 +23,7 @@ from paradit.scheduling.layer_pipeline import (
     idle_slots,
     in_flight,
     program,
+    slots_until_first_block,
     split_layers,
 )
 
@@ -38,13 +39,14 @@ def blocks_and_steps(num_blocks: int, num_steps: int, left_level: str = "same-le
 
 
 def random_queue(rng: random.Random) -> BlockQueue:
-    block_frames = rng.randint(1, 5)
+    block_frames, num_steps = rng.randint(1, 5), rng.randint(1, 12)
     source = rng.choice(["latents", "cache"])
     return BlockQueue(
         num_frames=rng.randint(1, 40),
         block_frames=block_frames,
         context_frames=rng.randint(0, block_frames),
-        num_steps=rng.randint(1, 12),
+        num_steps=num_steps,
+        lag=rng.choice([1, rng.randint(1, num_steps)]),
         left_level="same-level" if source == "cache" else rng.choice(LEVELS),
         left_source=source,
         expert_steps=tuple(rng.sample(range(1, 12), rng.randint(0, 1))),
@@ -57,20 +59,26 @@ class Neighbours:
     def __init__(self) -> None:
         self.before: BlockStep | None = None
         self.kept: dict[int, int] = {}
-        """Level of the keys that are kept of each block for its right neighbour."""
+        """Step of the latest keys of each block, which are kept for its right neighbour."""
 
     def take(self, queue: BlockQueue, step: BlockStep) -> None:
         if step.right.frames and step.right.source == "cache":
             assert self.before is not None
             assert (self.before.block, self.before.step) == (step.block + 1, step.right.level)
-            assert step.step not in queue.expert_steps
+            assert expert(queue, step.step) == expert(queue, step.right.level)
         if step.left.frames and step.left.source == "cache":
-            assert self.kept[step.block - 1] == step.left.level == step.step
+            assert self.kept[step.block - 1] == step.left.level
+            assert step.left.level == min(step.step + queue.lag, queue.num_steps) - 1
+            assert expert(queue, step.step) == expert(queue, step.left.level)
         self.before = step
         self.kept[step.block] = step.step
         if step.step == queue.num_steps - 1:
             self.kept.pop(step.block - 1, None)
-        assert len(self.kept) <= queue.num_steps + 1
+        assert len(self.kept) <= queue.full + 1
+
+
+def expert(queue: BlockQueue, step: int) -> int:
+    return sum(change <= step for change in queue.expert_steps)
 
 
 class Latents:
@@ -85,11 +93,14 @@ class Latents:
             self.level[step.block] = 0
         assert self.level[step.block] == step.step
         if step.left.computed:
-            wanted = step.step + (queue.left_level == "one-cleaner")
+            same_level = (
+                queue.lag == 1 and queue.left_level == "same-level" and queue.left_source == "latents"
+            )
+            wanted = step.step if same_level else min(step.step + queue.lag, queue.num_steps)
             assert step.left.level == wanted
             assert wanted in (self.level[step.block - 1], self.level[step.block - 1] - 1)
         if step.right.computed:
-            assert step.right.level == step.step - 1
+            assert step.right.level == step.step - queue.lag
             assert step.right.level in (self.level[step.block + 1], self.level[step.block + 1] - 1)
 
     def end(self, queue: BlockQueue, step: BlockStep, num_ranks: int) -> None:
@@ -97,7 +108,7 @@ class Latents:
         self.level[step.block] += 1
         if self.level[step.block] == queue.num_steps:
             self.level.pop(step.block - 1, None)
-        assert len(self.level) <= queue.num_steps + 1 + in_flight(num_ranks)
+        assert len(self.level) <= queue.full + 1 + in_flight(num_ranks)
 
 
 def play(queue: BlockQueue, num_ranks: int, hop_depth: int, rng: random.Random) -> list[list[BlockStep]]:
@@ -189,12 +200,47 @@ def test_what_a_block_reads() -> None:
     assert (queue.num_blocks, queue.num_rounds) == (3, 5)
 
 
+def test_what_a_block_reads_with_a_lag() -> None:
+    queue = BlockQueue(num_frames=11, block_frames=4, context_frames=2, num_steps=3, lag=2)
+    told = [(s.round, s.block, s.step, s.left.level, s.right.level) for s in queue.steps()]
+    assert told == [
+        (0, 0, 0, 0, 0),
+        (1, 0, 1, 0, 0),
+        (2, 1, 0, 2, 0),
+        (2, 0, 2, 0, 0),
+        (3, 1, 1, 3, 0),  # the block before has left the queue
+        (4, 2, 0, 2, 0),
+        (4, 1, 2, 3, 0),
+        (5, 2, 1, 3, 0),
+        (6, 2, 2, 3, 0),
+    ]
+    assert [s.right.frames for s in queue.steps()] == [0, 0, 0, 2, 0, 0, 2, 0, 0]
+    assert (queue.full, queue.num_rounds, queue.open_rounds) == (2, 7, 4)
+    assert [queue.finished(round) for round in range(8)] == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert [queue.joined(round) for round in range(8)] == [0, 1, 1, 2, 2, 3, 3, 3]
+    cached = [s.left.level for s in replace(queue, left_source="cache").steps() if s.block == 1]
+    assert cached == [1, 2, 2]
+
+
 @pytest.mark.parametrize("num_ranks", range(1, 9))
 @pytest.mark.parametrize(("more_steps", "more_blocks"), [(0, 0), (0, 5), (3, 1), (7, 4), (20, 20)])
 def test_idle_slots(num_ranks: int, more_steps: int, more_blocks: int) -> None:
     sizes = num_ranks + more_blocks, num_ranks + more_steps
     assert idle_slots(blocks_and_steps(*sizes), num_ranks) == (num_ranks - 1) ** 2
     assert idle_slots(blocks_and_steps(*sizes, "one-cleaner"), num_ranks) == num_ranks**2 - 1
+
+
+@pytest.mark.parametrize(
+    ("lag", "parts", "first_block", "idle"),
+    [(1, 2, 1123.5, 12.5), (2, 2, 684.5, 42.5), (4, 2, 391.5, 88.5), (4, 1, 482, 273), (1, 1, 1140, 49)],
+)
+def test_idle_slots_and_the_first_block_with_a_lag(
+    lag: int, parts: int, first_block: float, idle: float
+) -> None:
+    """Eight ranks, 50 steps and 32 blocks: 1,600 slots of work."""
+    queue = replace(blocks_and_steps(32, 50), lag=lag)
+    assert idle_slots(queue, 8, parts) == idle
+    assert slots_until_first_block(queue, 8, parts) == first_block
 
 
 @pytest.mark.parametrize("num_ranks", range(2, 9))
@@ -308,6 +354,8 @@ def test_split_layers(
         ({"left_level": "newest"}, "left_level .* same-level .* one-cleaner, got 'newest'"),
         ({"left_source": "disk"}, "left_source must be latents or cache"),
         ({"left_level": "one-cleaner", "left_source": "cache"}, "use left_level same-level"),
+        ({"lag": 0}, "lag must be at least 1, got 0"),
+        ({"lag": 4}, "lag must be at most 3, the number of steps, .*, got 4"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:

@@ -76,6 +76,7 @@ def test_long_videos_with_faults() -> None:
     video = draw(scene, MAX_FRAMES, np.random.default_rng(0))
     good = evaluate_long(video, scene, BORDERS)
     assert good.border_jump < 2 and good.border_turn < 2
+    assert good.largest_turn_pixels < 0.3 and good.largest_leap_pixels < 0.8
 
     jumping = video.copy()
     for border in BORDERS:
@@ -83,17 +84,24 @@ def test_long_videos_with_faults() -> None:
     verdict = evaluate_long(jumping, scene, BORDERS)
     assert verdict.border_flicker > 1.5 and verdict.border_jump > 5 and verdict.present == 1
     assert verdict.border_turn < 2  # the velocity is unchanged
+    assert verdict.largest_turn_pixels < 0.3
+    assert verdict.largest_leap_pixels == pytest.approx(20, abs=0.8)
 
     # Slower after the first border, backwards after the second, and forwards as before after the third.
     course = np.cumsum([0.5 if 13 <= i < 29 else -1 if 29 <= i < 45 else 1 for i in range(MAX_FRAMES)])
     turning = np.stack([np.roll(video[0], round(3 * far), axis=1) for far in course])
     verdict = evaluate_long(turning, scene, BORDERS)
     assert verdict.border_turn > 5 and verdict.present == 1
+    # By 3 x (1 - 0.5) pixels at the first, by 3 x (0.5 + 1) at the second; the third is too near the end.
+    assert verdict.measured_borders == 2
+    assert verdict.turn_pixels == pytest.approx(3, abs=0.3)
+    assert verdict.largest_turn_pixels == pytest.approx(4.5, abs=0.3)
 
     vanishing = video.copy()
     vanishing[BORDERS] = video[0, 0, 0]
     verdict = evaluate_long(vanishing, scene, BORDERS)
     assert verdict.present == pytest.approx(46 / 49) and verdict.border_flicker > 1.5
+    assert verdict.measured_borders == 0 and np.isnan(verdict.turn_pixels)
 
     empty = video.copy()
     empty[20:30] = empty[0, 0, 0]
@@ -112,6 +120,32 @@ def test_long_videos_with_faults() -> None:
 
     backwards = np.concatenate([video, video[::-1]])
     assert evaluate_long(backwards, scene, BORDERS).motion < 0.7
+
+
+@pytest.mark.parametrize("motion", ["moving up", "bouncing", "circling"])
+def test_what_a_motion_prescribes_is_no_turn(motion: str) -> None:
+    """Circling and bouncing objects change their velocity at every frame, which is their course."""
+    for seed, shape in enumerate(("ring", "triangle")):
+        scene = Scene("red", shape, motion, "gray")
+        video = draw(scene, MAX_FRAMES, np.random.default_rng(seed))
+        verdict = evaluate_long(video, scene, [13, 21, 29, 37])
+        assert verdict.measured_borders == 4 or (motion == "bouncing" and verdict.measured_borders)
+        assert verdict.turn_pixels < 0.3 and verdict.largest_turn_pixels < 0.7
+        assert verdict.largest_leap_pixels < 1.2 and verdict.inside_turn_pixels < 0.3
+
+
+@pytest.mark.parametrize("motion", ["circling", "bouncing"])
+def test_an_object_that_leaves_its_course_is_seen(motion: str) -> None:
+    scene = Scene("red", "circle", motion, "gray")
+    video = draw(scene, MAX_FRAMES, np.random.default_rng(2))
+    border = next(b for b in range(17, 33) if evaluate_long(video, scene, [b]).measured_borders)
+    stopped = np.concatenate([video[:border], np.repeat(video[border - 1 : border], 20, axis=0)])
+    verdict = evaluate_long(stopped, scene, [border, 33])
+    assert verdict.largest_turn_pixels > 2
+    shifted = np.concatenate([video[:border], np.roll(video[border:], 6, axis=2)])
+    verdict = evaluate_long(shifted, scene, [border])
+    assert verdict.largest_turn_pixels < 0.7
+    assert verdict.largest_leap_pixels == pytest.approx(6, abs=1.2)
 
 
 def test_drawing_is_fixed_by_its_seed() -> None:

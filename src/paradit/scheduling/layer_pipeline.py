@@ -186,12 +186,32 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
     rank_costs: cost of one step of one frame block in each layer slice. parts: number of messages in which a
     step's hidden states travel: one for each guidance branch that a rank computes.
     """
+    *_, (_, end) = _collected(queue, rank_costs, parts)
+    return end
+
+
+def slots_until_first_block(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
+    """Return after how long rank 0 has the first denoised frame block, in multiples of a block-step's time.
+
+    A block-step is one step of one frame block; all ranks take equally long for it. parts: number of messages
+    in which a step's hidden states travel.
+    """
+    last = queue.num_steps - 1
+    collected = _collected(queue, [1.0] * num_ranks, parts)
+    return next(end for step, end in collected if (step.block, step.step) == (0, last))
+
+
+def _collected(
+    queue: BlockQueue, rank_costs: Sequence[float], parts: int
+) -> Iterator[tuple[BlockStep, float]]:
+    """Yield each step of each frame block, and the time at which rank 0 has collected its prediction."""
     num_ranks = len(rank_costs)
     free = [0.0] * num_ranks
     predicted: dict[BlockStep, float] = {}
     for operation in program(queue, num_ranks, 0):
         if isinstance(operation, Collect):
             free[0] = max(free[0], predicted.pop(operation.step))
+            yield operation.step, free[0]
             continue
         # A rank begins with one part while the previous rank computes the next.
         for _ in range(parts):
@@ -199,7 +219,6 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
             for rank, cost in enumerate(rank_costs):
                 free[rank] = arrived = max(free[rank], arrived) + cost / parts
         predicted[operation.step] = arrived
-    return free[0]
 
 
 def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:

@@ -17,6 +17,9 @@ from paradit.shapes.scenes import COLORS, SHAPES, Scene
 MIN_FRAMES = 25
 """Smallest number of frames in which bouncing and circling can be recognised, at 16 frames a second."""
 
+BOUNCE = 4.0
+"""Smallest change of a falling object's velocity, over two frames, that counts as a bounce off the floor, in
+pixels per frame."""
 CLIP_FRAMES = 33
 """Number of frames of each of the overlapping clips by which a long video is judged."""
 
@@ -77,6 +80,22 @@ class LongVerdict:
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""
+    turn_pixels: float
+    """Mean difference, over the borders between frame blocks, between the object's velocity after the border
+    and the one that its motion before it leads to, in pixels per frame.
+
+    Velocities are means over several frames. Ratios such as `border_turn` mislead if the motion inside blocks
+    is very smooth; this figure does not depend on it.
+    """
+    largest_turn_pixels: float
+    inside_turn_pixels: float
+    """Mean of the same difference inside frame blocks."""
+    largest_leap_pixels: float
+    """Largest distance, over all borders, of the object in a frame block's first frame from the place to
+    which its motion leads, in pixels."""
+    measured_borders: int
+    """Number of borders with such figures: the object is seen near them, and does not bounce off the floor.
+    """
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,8 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
     outlines = [_outline(mask) for mask in difference > max(contrast / 2, 15)]
     changes = np.abs(np.diff(frames, axis=0, prepend=frames[:1])).mean(axis=(1, 2, 3))
     steps = _steps(outlines, side=frames.shape[1])
+    turns, leaps = _off_course(steps, scene.motion, period, inside)
+    measured = at_borders[~np.isnan(turns[at_borders])]
     return LongVerdict(
         present=_present(outlines),
         **rightness,
@@ -157,6 +178,11 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
         border_jump=at_borders_over_inside(_turns(steps, 1)),
         border_turn=at_borders_over_inside(_turns(steps, period, skip=1)),
         drift=float(np.abs(background - background[:period].mean(axis=0)).max()),
+        turn_pixels=float(turns[measured].mean()) if len(measured) else float("nan"),
+        largest_turn_pixels=float(turns[measured].max(initial=0)),
+        inside_turn_pixels=float(np.nanmean(turns[inside])),
+        largest_leap_pixels=float(leaps[measured].max(initial=0)),
+        measured_borders=len(measured),
     )
 
 
@@ -191,6 +217,37 @@ def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
         before, after = steps[frame - reach : frame], steps[frame + skip : frame + skip + reach]
         turns[frame] = np.linalg.norm(after.mean(axis=0) - before.mean(axis=0))
     return turns
+
+
+def _off_course(
+    steps: np.ndarray, motion: str, reach: int, inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far the object is off its course from each frame on: in velocity, and in place, in pixels.
+
+    The course is given by the mean velocity over the `reach` movements before a frame, and by the motion that
+    the scene prescribes: on a circle the velocity turns, and a bouncing object falls. By how much is measured
+    at the frames `inside` blocks. NaN where the object is not seen, or bounces off the floor. steps: the
+    object's movement from the previous frame to each frame (`_steps`).
+    """
+    before, after = np.full_like(steps, np.nan), np.full_like(steps, np.nan)
+    for frame in range(reach, len(steps) - reach):
+        before[frame] = steps[frame - reach : frame].mean(axis=0)
+        after[frame] = steps[frame + 1 : frame + 1 + reach].mean(axis=0)
+        downwards = steps[frame - reach : frame + 1 + reach, 1]
+        if motion == "bouncing" and (downwards[2:] - downwards[:-2]).min() < -BOUNCE:
+            before[frame] = np.nan
+    halfway, expected = before, before
+    if motion == "bouncing":
+        fallen = np.nanmedian((after - before)[inside], axis=0)
+        halfway, expected = before + fallen / 2, before + fallen
+    elif motion == "circling":
+        first, last = (each[:, 0] + 1j * each[:, 1] for each in (before, after))
+        angle = np.nanmedian(np.angle(last * first.conj())[inside])
+        turned = (first * np.exp(1j * part) for part in (angle / 2, angle))
+        halfway, expected = (np.stack([each.real, each.imag], axis=1) for each in turned)
+    turns: np.ndarray = np.linalg.norm(after - expected, axis=1)
+    leaps: np.ndarray = np.where(np.isnan(turns), np.nan, np.linalg.norm(steps - halfway, axis=1))
+    return turns, leaps
 
 
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:
