@@ -6,6 +6,7 @@ from torch import Tensor
 
 from paradit.attention import ring_exchange
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.patterns import Pattern
 from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.registry import Choice
 from paradit.attention.ring import ring
@@ -39,7 +40,7 @@ class Kernel(MeasuredKernel):
     def __init__(self) -> None:
         super().__init__(lambda query, *_: query, torch.device("cpu"))
 
-    def seconds(self, query: Tensor, key: Tensor) -> float:
+    def seconds(self, query: Tensor, key: Tensor, pattern: Pattern | None = None) -> float:  # noqa: ARG002
         assert key.shape[1] == TOKENS
         return ROW * query.shape[0] * query.shape[1] * query.shape[2]
 

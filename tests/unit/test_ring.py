@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_in_memory import DEPTH, Unrotated, run_together, world
+from paradit.attention.base import Site
 from paradit.attention.local_attention import sdpa
 from paradit.attention.online_softmax import Merge, sdpa_with_lse
 from paradit.attention.ring import ring
@@ -18,7 +19,7 @@ from paradit.distributed.shares import Shares
 
 def seam(attend: Any, projection: Iterator[Tensor], layout: Unrotated) -> Any:
     """Begin an attention; the layout only looks like that of a real run."""
-    return attend(0, projection, layout)
+    return attend(Site(0), projection, layout)
 
 
 LENGTHS = {

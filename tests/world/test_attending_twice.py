@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paradit.attention.base import Attend, Layout, Projection, Site, Wait
 from paradit.attention.local_attention import local
+from paradit.attention.patterns import Pattern
 from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope, grid_positions
 from paradit.distributed.mesh import Mesh
@@ -20,6 +21,7 @@ from paradit.testing import run_world
 
 HEADS, DEPTH, TOKENS, LAYERS = 4, 16, 37, 2
 WIDTH = HEADS * DEPTH
+PATTERNS = Pattern(4), Pattern(4, run=4)
 EXACT = Choice.plain(), Choice.of("pipesp", chunks=2), Choice.of("pipesp-paper")
 
 
@@ -39,8 +41,8 @@ class Plain(Tokens):
 class Twice(Block[Plain]):
     """Transformer block that attends, and then attends again with new queries, keys and values."""
 
-    def __init__(self, layer: int) -> None:
-        self.site = Site(layer)
+    def __init__(self, layer: int, pattern: Pattern | None = None) -> None:
+        self.site = Site(layer, pattern=pattern)
         generator = torch.Generator().manual_seed(layer)
         self.weights = torch.randn(6, WIDTH, WIDTH, generator=generator) / WIDTH**0.5
 
@@ -80,8 +82,18 @@ class MadeUp(SplitTransformer[Plain, Any, Layout]):
 MadeUp.__abstractmethods__ = frozenset()
 
 
+class Sparse(MadeUp):
+    """The same with attention by patterns."""
+
+    blocks: Sequence[Twice] = [Twice(layer, pattern) for layer, pattern in enumerate(PATTERNS)]
+
+
 def made_up() -> Any:
     return MadeUp()  # type: ignore[abstract]  # its forward needs no more
+
+
+def sparse() -> Any:
+    return Sparse()  # type: ignore[abstract]
 
 
 def tokens() -> Plain:
@@ -93,11 +105,12 @@ def tokens() -> Plain:
     return Plain(hidden_states=hidden_states, layout=Layout(rope=rope))
 
 
-def on_ranks(world: World) -> list[Tensor]:
-    return [
-        SequenceParallel(Mesh(world), [choice]).forward(made_up(), tokens())
-        for choice in (*EXACT, Choice.of("ring"))
-    ]
+def on_ranks(world: World) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(transformer: Any, choice: Choice) -> Tensor:
+        return SequenceParallel(Mesh(world), [choice]).forward(transformer, tokens())
+
+    dense = [forward(made_up(), choice) for choice in (*EXACT, Choice.of("ring"))]
+    return dense, [forward(sparse(), choice) for choice in EXACT]
 
 
 def test_blocks_that_attend_twice() -> None:
@@ -110,6 +123,9 @@ def test_blocks_that_attend_twice() -> None:
     alone = made_up().head(run(through_blocks(made_up().blocks, tokens(), attend, step=5)))
     assert seen == [(5, 0, "self"), (5, 0, "again"), (5, 1, "self"), (5, 1, "again")]
     assert [site.key for site in made_up().sites] == [key[1:] for key in seen]
-    for *exact, ring in run_world(on_ranks, 2):
+    by_patterns = sparse().head(run(through_blocks(sparse().blocks, tokens(), local())))
+    assert not torch.allclose(by_patterns, alone, atol=1e-2)
+    for (*exact, ring), patterned in run_world(on_ranks, 2):
         assert all(torch.equal(one, alone) for one in exact)
         torch.testing.assert_close(ring, alone, rtol=0, atol=1e-5)
+        assert all(torch.equal(one, by_patterns) for one in patterned)

@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attention_in_memory import FORMS, layout_of, of_rank, random_qkv, random_shares
-from paradit.attention.base import Attend
-from paradit.attention.local_attention import sdpa
+from attention_in_memory import DEPTH, FORMS, layout_of, of_rank, random_qkv, random_shares
+from paradit.attention.base import Attend, Layout, Site
+from paradit.attention.local_attention import local, sdpa
+from paradit.attention.patterns import Pattern
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups
 from paradit.config.requests import Request
+from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.engine import predictors, rank
 from paradit.engine.fixed_list import make_videos
@@ -26,7 +28,7 @@ from paradit.engine.job import Job
 from paradit.engine.output import Written, write_output
 from paradit.models.spec import read_spec
 from paradit.parallel import coprocess
-from paradit.parallel.coprocess import Helped
+from paradit.parallel.coprocess import Helped, Helper
 from paradit.parallel.coprocess_message import Message
 from paradit.parallel.run_blocks import run
 from paradit.testing import run_world
@@ -44,7 +46,7 @@ def splits_over_gloo(world: World, num_helpers: int) -> None:
         q, k, v = random_qkv(shares)
         attend = FORMS[("plain", "2 chunks")[turn % 2]](shares, transport)
         mine = of_rank(shares, world.rank, v, k, q)
-        attended = run(attend(0, iter(mine), layout_of(shares, world.rank)))
+        attended = run(attend(Site(0), iter(mine), layout_of(shares, world.rank)))
         (expected,) = of_rank(shares, world.rank, sdpa(q, k, v))
         assert torch.equal(attended, expected), shares
 
@@ -52,6 +54,35 @@ def splits_over_gloo(world: World, num_helpers: int) -> None:
 @pytest.mark.parametrize(("num_ranks", "num_helpers"), [(2, 1), (4, 2)])
 def test_every_split_over_gloo_too(num_ranks: int, num_helpers: int) -> None:
     run_world(splits_over_gloo, num_ranks, num_helpers)
+
+
+def helped_by_patterns(world: World) -> list[Tensor]:
+    denoisers = world.part([0])
+    if denoisers is None:
+        helper = Helper(world, 1)
+        assert helper.until_latents() == 1
+        helper.until_latents()  # none come any more
+        return []
+    shares, patterns = Shares.equal(100, 3, 1), (None, Pattern(4), Pattern(4, run=4))
+    sites = [Site(layer, pattern=pattern) for layer, pattern in enumerate(patterns)]
+    helped = Helped(denoisers, world, plan=lambda *_: [77])
+    number = helped.number_of(sites)
+    step = Message(batch=2, num_tokens=100, num_heads=3, head_dim=DEPTH, sites=number, streams=1)
+    (q, k, v), layout = random_qkv(shares), Layout(rope=layout_of(shares, 0).rope)
+    attend = helped.begin(step)
+    assert attend is not None
+    found = [run(attend(site, iter((v, k, q)), layout)) for site in sites]
+    helped.end()
+    assert helped.latents([0]) == 1
+    helped.close()
+    expected = [run(local()(site, iter((v, k, q)), layout)) for site in sites]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    return expected
+
+
+def test_helpers_know_the_patterns() -> None:
+    (dense, *sparse), _ = run_world(helped_by_patterns, 2)
+    assert not any(torch.allclose(dense, one, atol=1e-2) for one in sparse)
 
 
 def jobs(model: Path, folder: Path, number: int) -> list[Job]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_in_memory import FORMS, SHARES, layout_of, of_rank, random_qkv
+from paradit.attention.base import Site
 from paradit.attention.local_attention import sdpa
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
@@ -68,7 +69,7 @@ def attend(world: World, shares: Shares, forms: list[str]) -> list[Tensor]:
     attended = []
     for form in forms:
         transport = world.transport()
-        result = run(FORMS[form](shares, transport)(0, iter((v, k, q)), layout))
+        result = run(FORMS[form](shares, transport)(Site(0), iter((v, k, q)), layout))
         attended.append(result[:, : shares.tokens[world.rank]])
         said = UlyssesExchange(shares, transport, 5 if form == "5 chunks" else 1)
         assert transport.bytes_sent == said.bytes_sent(world.rank, 2, q.shape[3], q.itemsize)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from typing import Self
 
@@ -22,6 +22,7 @@ from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wai
 from paradit.attention.join import join
 from paradit.attention.local_attention import sdpa
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.patterns import Pattern
 from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope
 from paradit.distributed.mesh import Sharers
@@ -74,11 +75,12 @@ class _Member:
         """
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
-    def _measure(self, agreed: Message) -> Tensor:
+    def _measure(self, agreed: Message, sites: Sequence[Site]) -> Tensor:
         """Measure how fast this rank computes attention and how fast its link is; return a tensor [3], fp64.
 
         It contains the seconds to compute one query row of one head, the latency of the link in seconds, and
-        the seconds to send one byte. agreed: the message that asks for the measurement.
+        the seconds to send one byte. The row's time is the mean over `sites`, the attention computations of a
+        forward pass, which may have different patterns. agreed: the message that asks for the measurement.
         """
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
@@ -86,7 +88,8 @@ class _Member:
         like = torch.empty(
             agreed.batch, rows, heads, agreed.head_dim, dtype=DTYPES[agreed.dtype], device="meta"
         )
-        row = self._measured.seconds(like, like) / (rows * heads)
+        taken = [self._measured.seconds(like, like, site.pattern) for site in sites]
+        row = sum(taken) / len(taken) / (rows * heads)
         if self._world.rank < self._num_ranks:
             peers = [self._num_ranks + helper for helper in agreed.helpers]
         else:
@@ -128,7 +131,7 @@ class Helped(_Member):
         self._works: dict[tuple[Message, tuple[int, ...]], list[int]] = {}
         self._step, self._agreed, self._began = Message(), Message(), 0.0
         self._steps = 0
-        self._sites: dict[tuple[tuple[int, str], ...], int] = {}
+        self._sites: dict[tuple[Site, ...], int] = {}
 
     def number_of(self, sites: Sequence[Site]) -> int:
         """Return the id by which helpers look up which attention computations a forward pass has.
@@ -137,12 +140,12 @@ class Helped(_Member):
         know it otherwise. sites: the attention computations. The first rank publishes them if they are new.
         Every rank that denoises calls this.
         """
-        keys = tuple(site.key for site in sites)
-        if keys not in self._sites:
-            self._sites[keys] = len(self._sites)
+        found = tuple(sites)
+        if found not in self._sites:
+            self._sites[found] = len(self._sites)
             if self._leads:
-                self._world.publish(_attentions(self._sites[keys]), json.dumps(keys))
-        return self._sites[keys]
+                self._world.publish(_attentions(self._sites[found]), json.dumps([asdict(s) for s in found]))
+        return self._sites[found]
 
     def begin(self, step: Message) -> Attend | None:
         """Agree which decode ranks help with a step's attention; return the attention function to use.
@@ -239,7 +242,8 @@ class Helped(_Member):
         Helpers are idle decode ranks that take a share of the attention. step: the message about the step for
         which helpers are measured.
         """
-        chosen, mine = self._agreed.helpers, self._measure(self._agreed)
+        chosen = self._agreed.helpers
+        mine = self._measure(self._agreed, list(self._sites)[self._agreed.sites])
         # The slowest denoise rank counts, because the others wait for it.
         row_seconds = max(float(figures[0]) for figures in self._denoisers.all_gather(mine))
         if not self._leads:
@@ -285,7 +289,7 @@ class Helper(_Member):
             if message.kind == HELP:
                 self._help(message)
             elif message.kind == MEASURE:
-                mine = self._measure(message)
+                mine = self._measure(message, self._sites(message.sites))
                 # Only the first rank, which decides, gets the result.
                 outgoing = [mine, *[mine[:0]] * (self._world.size - 1)]
                 self._transport.start(outgoing, [0] * self._world.size).wait()
@@ -302,7 +306,8 @@ class Helper(_Member):
         run_interleaved(works, agreed.lag)
 
     def _read_sites(self, number: int) -> list[Site]:
-        return [Site(layer, name) for layer, name in json.loads(self._world.lookup(_attentions(number)))]
+        found = json.loads(self._world.lookup(_attentions(number)))
+        return [Site(**{**one, "pattern": one["pattern"] and Pattern(**one["pattern"])}) for one in found]
 
 
 @dataclass(frozen=True, kw_only=True)

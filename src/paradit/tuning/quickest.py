@@ -11,8 +11,10 @@ import logging
 import torch
 
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.patterns import Pattern
 from paradit.attention.registry import Choice
 from paradit.distributed.timing import Link, measure_link
+from paradit.models.protocol import Transformer
 from paradit.parallel.sequence_parallel import Undecided
 from paradit.scheduling.balance import worth_taking
 from paradit.tuning.rehearsal import BlockCost, measure_block, rehearse
@@ -32,6 +34,8 @@ def quickest(open: Undecided) -> Choice:
         f"{open.shares}, {len(step.branches.each)} branches, width {x.shape[2]}, {x.dtype}, "
         f"{torch.get_num_threads()} threads, {len(step.transformer.blocks)} layers, {open.choices}"
     )
+    if patterns := _patterns(step.transformer):
+        what += f", {patterns}"
     names = [str(choice) for choice in open.choices]
     remembered = Remembered().find(what)
     # The first rank's file decides for all ranks.
@@ -75,16 +79,28 @@ def _rehearsed(open: Undecided) -> int:
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
-    """Return the measured times of the four transformer blocks to simulate: the first and the last, twice.
+    """Return the measured times of the transformer blocks to simulate, which stand for all blocks.
 
-    A model's first and last block may be of different kinds. The times are for one guidance branch if
-    `interleave` is set, because interleaved branches run separately; otherwise for all branches together.
+    The times are for one guidance branch if `interleave` is set, because interleaved branches run separately;
+    otherwise for all branches together.
     """
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined
     part = step.transformer.branch(step.tokens, context).shard(mine.start, mine.stop)
-    kinds = [step.transformer.blocks[0], step.transformer.blocks[-1]]  # a model's blocks may be of two kinds
-    return [measure_block(block, part) for block in kinds] * 2
+    blocks = step.transformer.blocks
+    if not _patterns(step.transformer):
+        kinds = [blocks[0], blocks[-1]]  # a model's blocks may be of two kinds
+        return [measure_block(block, part) for block in kinds] * 2
+    # Patterns may alternate, and the layers at both ends may have none. So one block of each eighth is taken,
+    # in turn the first one of the eighth and the one after it.
+    last = len(blocks) - 1
+    chosen = [blocks[min(len(blocks) * eighth // 8 + eighth % 2, last)] for eighth in range(8)]
+    return [measure_block(block, part) for block in chosen]
+
+
+def _patterns(transformer: Transformer) -> list[Pattern]:
+    """Return the patterns of a transformer's attentions that are not full, in the order of its layers."""
+    return [site.pattern for site in transformer.sites if site.pattern is not None]
 
 
 def _link(open: Undecided, costs: list[BlockCost]) -> Link:

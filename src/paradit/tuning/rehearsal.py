@@ -20,6 +20,7 @@ from paradit.attention.base import Attend, Layout, Projection, Site, Wait
 from paradit.attention.join import join
 from paradit.attention.local_attention import unattended
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.patterns import Pattern
 from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope
 from paradit.distributed.mesh import Groups, Sharers
@@ -42,6 +43,8 @@ class AttentionCost:
     projections: tuple[float, ...]
     """Seconds to compute v, k and q with RoPE; those of v include all computation since the previous
     attention."""
+    pattern: Pattern | None = None
+    """Which keys each query sees; None: all."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def measure_block(block: Block[T], tokens: T) -> BlockCost:
     each = len(projections) // len(values)
     return BlockCost(
         attentions=tuple(
-            AttentionCost(value, tuple(projections[number * each : (number + 1) * each]))
-            for number, value in enumerate(values)
+            AttentionCost(value, tuple(projections[number * each : (number + 1) * each]), site.pattern)
+            for number, (value, site) in enumerate(zip(values, block.sites, strict=True))
         ),
         finish=finish,
     )
@@ -174,7 +177,9 @@ class _RehearsedBlock(Block["RehearsedTokens"]):
 
     def run(self, tokens: RehearsedTokens, attend: Attend) -> Generator[Wait, None, RehearsedTokens]:
         for number, cost in enumerate(self._cost.attentions):
-            yield from attend(Site(0, str(number)), self._projected(cost), tokens.layout)
+            yield from attend(
+                Site(0, str(number), pattern=cost.pattern), self._projected(cost), tokens.layout
+            )
         self._clock.now += self._cost.finish
         return tokens
 
