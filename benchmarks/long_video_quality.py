@@ -53,6 +53,9 @@ FIGURES = (
     "border_flicker",
     "border_jump",
     "border_turn",
+    "turn_pixels",
+    "largest_turn_pixels",
+    "largest_leap_pixels",
     "drift",
 )
 DEFAULT = {"block_frames": 7, "context_frames": 3}
@@ -199,14 +202,15 @@ def main() -> None:
             print(row.name, flush=True)
     there = {row: path for row, path in paths.items() if path.exists()}
     judged, videos = {}, {}
-    print(f"{'':40}" + "".join(f"{figure.replace('border_', ''):>9}" for figure in FIGURES))
+    names = (figure.replace("border_", "").replace("_pixels", ", px") for figure in FIGURES)
+    print(f"{'':40}" + "".join(f"{name:>17}" for name in names))
     for row, path in there.items():
         video = np.load(path)["video"]
         judged[row] = judge(row, video)
         if args.images:
             videos[row] = video
         values = (judged[row].get(figure, float("nan")) for figure in FIGURES)
-        print(f"{row.name:40}" + "".join(f"{value:9.2f}" for value in values), flush=True)
+        print(f"{row.name:40}" + "".join(f"{value:17.2f}" for value in values), flush=True)
     rows_of_all = [
         {"scene": row.scene.prompt, "seed": row.seed, "num_frames": row.num_frames, **row.settings, **verdict}
         for row, verdict in judged.items()

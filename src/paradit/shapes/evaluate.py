@@ -93,6 +93,8 @@ class LongVerdict:
     largest_leap_pixels: float
     """Largest distance, over all borders, of the object in a frame block's first frame from the place to
     which its motion leads, in pixels."""
+    worst_border: int | None
+    """Index of the frame at whose border the object turns most; None if no border could be measured."""
     measured_borders: int
     """Number of borders with such figures: the object is seen near them, and does not bounce off the floor.
     """
@@ -182,6 +184,7 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
         largest_turn_pixels=float(turns[measured].max(initial=0)),
         inside_turn_pixels=float(np.nanmean(turns[inside])),
         largest_leap_pixels=float(leaps[measured].max(initial=0)),
+        worst_border=int(measured[np.argmax(turns[measured])]) if len(measured) else None,
         measured_borders=len(measured),
     )
 
