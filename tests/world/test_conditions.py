@@ -1,4 +1,4 @@
-"""Videos from pictures on several ranks: equal to one process, whoever encodes the pictures."""
+"""Pictures of requests on several ranks: whoever encodes them, resumed runs, and files that are gone."""
 
 import shutil
 from itertools import islice
@@ -31,7 +31,6 @@ from tiny import save_folder
 from video_jobs import Kept, placement
 
 BLOCKS = {"method": "dualparal", "block_frames": 2, "context_frames": 1}
-CLIPS = {**BLOCKS, "method": "windowed"}
 FRAMES = {**BLOCKS, "method": "fifo"}
 
 
@@ -78,40 +77,34 @@ def latents_of(jobs: list[Job]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        ("i2v", {}, [(2, "denoise=0 decode=1", {}), (3, "denoise=0-1 decode=2", {})]),
-        ("i2v", BLOCKS, [(2, "", {"pipeline_degree": 2}), (3, "denoise=0-1 decode=2", {})]),
-        ("wan22_ti2v", {}, [(2, "", {"attention": "ulysses"}), (3, "denoise=0 decode=1-2 encode=0", {})]),
-        ("wan22_ti2v", BLOCKS, [(2, "", {"pipeline_degree": 1}), (3, "denoise=0-1 decode=2", {})]),
-        ("wan22_ti2v", CLIPS, [(2, "", {})]),
-        ("wan22_ti2v", FRAMES, [(2, "denoise=0 decode=1", {})]),
-    ],
+    ("method", "where"),
+    [({}, (3, "denoise=0 decode=1-2 encode=0", {})), (BLOCKS, (3, "denoise=0-1 decode=2", {}))],
 )
-def test_equal_to_one_process(
-    models: dict[str, Path], picture: Path, tmp_path: Path, case: tuple[str, dict[str, Any], list[Any]]
+def test_requests_with_and_without_a_picture(
+    models: dict[str, Path], picture: Path, tmp_path: Path, method: dict[str, Any], where: Any
 ) -> None:
-    name, method, wheres = case
-    model = models[name]
+    """One after another, on the same ranks. Each class of model is in tests/world/test_picture_ranks.py."""
 
     def jobs(folder: Path) -> list[Job]:
-        # If the model takes texts alone, the second request is one.
-        pictures = [str(picture), None if name == "wan22_ti2v" else str(picture), str(picture)]
-        return [job(model, folder, number, image=path, **method) for number, path in enumerate(pictures)]
+        pictures = [str(picture), None, str(picture)]
+        return [
+            job(models["wan22_ti2v"], folder, number, image=path, **method)
+            for number, path in enumerate(pictures)
+        ]
 
-    alone = jobs(tmp_path / "alone")
-    on_ranks(None, model, alone, (1, "", {}))
+    alone, mine = jobs(tmp_path / "alone"), jobs(tmp_path / "together")
+    on_ranks(None, models["wan22_ti2v"], alone, (1, "", {}))
     expected = latents_of(alone)
     assert not torch.equal(expected[0], expected[2])
-    for number, where in enumerate(wheres):
-        mine = jobs(tmp_path / str(number))
-        told = [event for rank in run_world(on_ranks, where[0], model, mine, where) for event in rank]
-        seconds = {about["path"]: about["seconds"] for event, about in told if event == "result"}
-        assert {path for path in seconds if "conditions" in seconds[path]} == {
-            one.output for one in mine if one.request.image
-        }
-        for latents, wanted in zip(latents_of(mine), expected, strict=True):
-            torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
+    told = [
+        event
+        for rank in run_world(on_ranks, where[0], models["wan22_ti2v"], mine, where, timeout=240)
+        for event in rank
+    ]
+    seconds = {about["path"]: about["seconds"] for event, about in told if event == "result"}
+    assert {path for path in seconds if "conditions" in seconds[path]} == {mine[0].output, mine[2].output}
+    for latents, wanted in zip(latents_of(mine), expected, strict=True):
+        torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
 
 
 def with_the_copy_on_the_first_rank(
