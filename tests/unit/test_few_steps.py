@@ -238,6 +238,8 @@ def test_presets_are_defaults(folder: Path, two_experts: Path) -> None:
     assert (won.scheduler, won.shift, won.guidance_scale, won.expert_step) == ("unipc", 3, 2.5, 1)
     assert asked(one, preset="fastwan-3", timesteps=(900, 400)).shift is None
     assert asked(one, preset="lightning-4", num_inference_steps=8).timesteps is None
+    longer = asked(two, preset="lightx2v-4", num_inference_steps=8)
+    assert (longer.timesteps, longer.expert_step) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["lightning-4", "lightx2v-4"])

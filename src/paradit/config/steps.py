@@ -227,9 +227,8 @@ def _expert_step(value: object, preset: Preset | None, steps: int, spec: ModelSp
                 f"expert_step is for models with two experts, and '{spec.name}' has one: leave it out"
             )
         return None
-    if value is None:
-        value = preset and preset.expert_step
-        return None if value is None else min(int(str(value)), steps)
+    if value is None:  # the preset's step is one of the steps in its list
+        return preset.expert_step if preset and steps == len(preset.timesteps) else None
     hint = "the steps that the high-noise expert takes"
     return whole("expert_step", value, least=0, most=steps, hint=hint)
 
