@@ -19,7 +19,7 @@ from paradit.planner.slice_step import SliceSteps
 from paradit.planner.timeline import simulated_spans
 from paradit.scheduling import balance
 from paradit.scheduling.balance import candidate_placements, name_of, simulate
-from paradit.scheduling.block_queue import LEFT_SOURCES
+from paradit.scheduling.block_queue import LEFT_SOURCES, ONE_CLEANER, SAME_LEVEL
 from paradit.trace.merge import Span
 from paradit.trace.spans import CHANNEL, STEP
 
@@ -116,27 +116,34 @@ class InBlocks(CostModel):
     def cautions(self, simulator: Simulator) -> Iterator[str]:
         long = self.request(simulator)
         cached = ", those before it by keys kept from the last round" if long.left_context == "cache" else ""
+        ahead = f"; the block before is {long.lag} steps ahead" if long.lag > 1 else ""
         yield (
             f"{long.method} is approximate: each block of {long.block_frames} latent frames sees only "
-            f"{long.context_frames} of each neighbour{cached}. The first frames come with the first block"
+            f"{long.context_frames} of each neighbour{cached}{ahead}. The first frames come with the first "
+            "block"
         )
 
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield a comparison of a plan with one that differs only in the source of the left context.
+        """Yield comparisons of a plan with one that differs only in the left context's source, or in the lag.
 
         The left context of a frame block is the end of the previous block. Its keys and values are either
-        read from a cache, or computed again from the latents. A comparison is (setting, value in the plan,
-        other value, simulation with the other value, whether the other plan fits in memory).
+        read from a cache, or computed again from the latents. With a lag, blocks join the queue less often. A
+        comparison is (setting, value in the plan, other value, simulation with the other value, whether the
+        other plan fits in memory).
         """
-        long = self.request(simulator)
-        (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
-        changed = replace(long, left_context=name)
-        whole = changed if simulator.only_long else simulator.request
-        instead = replace(simulator, request=whole, long=changed)
-        other = instead.simulate(simulated.candidate, num_requests, simulated.choice)
-        yield "left context", long.left_context, name, other, instead.fits(simulated.candidate)
+        long, others = self.request(simulator), []
+        if long.left_level != ONE_CLEANER:  # the cache does not have that level
+            (source,) = (one for one in LEFT_SOURCES if one != long.left_context)
+            others.append(("left context", long.left_context, source, replace(long, left_context=source)))
+        if long.lag > 1:
+            others.append(("lag", str(long.lag), "1", replace(long, lag=1, left_level=SAME_LEVEL)))
+        for setting, value, other_value, changed in others:
+            whole = changed if simulator.only_long else simulator.request
+            instead = replace(simulator, request=whole, long=changed)
+            other = instead.simulate(simulated.candidate, num_requests, simulated.choice)
+            yield setting, value, other_value, other, instead.fits(simulated.candidate)
 
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]

@@ -101,13 +101,13 @@ class LongVideo(PipelineVideo):
         queue, leader = self.queue, f"rank {self.placement.denoise_ranks[0]}"  # of the first replica
         assert queue.num_blocks
         # The first rank begins block-steps up to this many rounds before it collects their predictions, so
-        # the video's end affects what it does that much earlier.
-        ahead = -(-in_flight(self.grid.num_slices) // queue.num_steps)
+        # the video's end affects what it does that much earlier. At most one block joins in each round.
+        ahead = -(-in_flight(self.grid.num_slices) // (queue.num_steps // queue.lag))
         settled = SETTLED + ahead
         while True:
             last = settled + MEASURED
             # More blocks follow, so that the queue is still full when block `last` is completed.
-            left_out = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
+            left_out = max(0, queue.num_blocks - (queue.full + last + ahead + 1))
             simulation = self.simulation(left_out)
             done = [
                 use.end for use in simulation.uses if use.name.startswith(DONE) and use.resource == leader
