@@ -42,6 +42,7 @@ from transformers import (
 from paradit.attention.local_attention import local
 from paradit.distributed.agreement import Agreement
 from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.protocol import Frames, SplitTransformer, Tokens, VideoModel
 from paradit.parallel.run_blocks import run, through_blocks
 from paradit.stages.decode import pictures
@@ -225,6 +226,17 @@ def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
     torch.manual_seed(7)
     config = {"block_out_channels": (4, 4, 8, 8), "layers_per_block": 1, "norm_num_groups": 2}
     return AutoencoderKLHunyuanVideo(**config).eval().requires_grad_(False)
+
+
+def wf_vae() -> WFVAEModel:
+    torch.manual_seed(7)
+    flow = {"encoder_energy_flow_hidden_size": 4, "decoder_energy_flow_hidden_size": 8}
+    model = WFVAEModel(base_channels=8, **flow).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.normal_(module.weight, 1, 0.2)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+    return model
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:

@@ -29,7 +29,7 @@ LAYERS = [
         *("models.wan.vae_spec", "models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers", "models.flow_schedulers", "models.unknown_weights"),
-        *("models.published", "models.open_sora_plan"),
+        *("models.published", "models.open_sora_plan.vae_spec", "models.open_sora_plan.spec"),
     ],
     ["config.steps", "config.requests", "config.request_inputs"],
     ["scheduling"],

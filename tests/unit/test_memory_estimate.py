@@ -17,6 +17,9 @@ from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import vae_spec
+from paradit.models.open_sora_plan.decoder import WfVaeDecoder
+from paradit.models.open_sora_plan.vae_spec import vae_spec as wf_vae_spec
+from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.spec import read_spec
 from paradit.models.wan.random_weights import random_decoder
 from paradit.parallel.predictor import LocalPredictor
@@ -105,3 +108,20 @@ def test_decoding(decoding: Callable[..., tuple[int, int]], size: tuple[int, int
     """
     peak, estimated = decoding(*size)
     assert 1.03 < estimated / peak < 1.08, f"{estimated / peak:.3f}"
+
+
+def test_decoding_of_wf_vae() -> None:
+    # So high that the convolutions are those of larger pictures: small ones take memory for copies.
+    channels, size = 32, (512, 8)
+    vae = WFVAEModel(base_channels=channels, decoder_energy_flow_hidden_size=channels).eval()
+    spec = wf_vae_spec(dict(vae.config))
+    latents = torch.randn(1, *spec.latent_shape(9, *size))
+
+    def decode() -> None:
+        decoder = WfVaeDecoder(vae, VideoProcessor(vae_scale_factor=8), latents, park=False)
+        (tile,) = spec.grid(*size, None).tiles
+        for _ in decoder.frames(decoder.pieces(tile)):
+            pass
+
+    ratio = spec.decode_bytes(*size) / allocated_peak(decode)
+    assert 1.0 < ratio < 1.08, f"{ratio:.3f}"

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from paradit.distributed.agreement import Agreement
 from paradit.models.hunyuan_video import spec as hunyuan_spec
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
+from paradit.models.open_sora_plan import vae_spec as open_sora_vae_spec
 from paradit.models.wan.vae_spec import vae_spec
 from paradit.stages.decode import pictures
-from tiny import hunyuan_vae, vae
+from tiny import hunyuan_vae, vae, wf_vae
 
 
 def counted(decode: Any) -> int:
@@ -54,3 +55,13 @@ def test_hunyuan_decode(shape: tuple[int, ...]) -> None:
     tiles = spec.grid(8 * height, 8 * width, spec.TILE_PIXELS)
     alone = Agreement(None, torch.device("cpu"))
     assert counted(lambda: list(pictures(decoder, tiles, alone))) == expected
+
+
+@pytest.mark.parametrize("num_frames", [1, 9])
+def test_wf_vae(num_frames: int) -> None:
+    model = wf_vae().to("meta")
+    spec = open_sora_vae_spec.vae_spec(model.config)
+    latents = torch.zeros(1, *spec.latent_shape(num_frames, 32, 48), device="meta")
+    assert counted(lambda: model.decode(latents)) == spec.decode_flops(num_frames, 32, 48)
+    video = torch.zeros(1, 3, num_frames, 32, 48, device="meta")
+    assert counted(lambda: model.encode(video)) == spec.encode_flops(num_frames, 32, 48)

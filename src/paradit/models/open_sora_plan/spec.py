@@ -22,9 +22,9 @@ from pathlib import Path
 from paradit.config.options import decode_known
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index, read_json
+from paradit.models.open_sora_plan.vae_spec import vae_spec
 from paradit.models.spec import CONFIG, Layers, ModelSpec, Size, TransformerSpec, Weights
 from paradit.models.umt5 import read_umt5, umt5_parameters
-from paradit.models.vae_spec import VaeSpec, convolution, resnet
 
 PIPELINE = "OpenSoraPlanPipeline"
 COMPONENTS = {
@@ -77,40 +77,6 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WfVaeSpec(VaeSpec):
-    """Sizes of a WFVAEModel (arXiv 2411.17459), a VAE whose decoder ends in a wavelet transform.
-
-    The decoder's last level has half of the video's resolution; the wavelet transform then doubles it.
-    """
-
-    flow_channels: int = 128
-    """Number of channels of the two branches that carry low frequencies past the decoder's levels."""
-
-    def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Count the floating-point operations of decoding a whole video, layer by layer."""
-        _, frames, height, width = self.latent_shape(num_frames, height, width)
-        top, middle, deepest = self.decoder_channels
-        flow, blocks = self.flow_channels, self.num_res_blocks
-        area = height * width
-        rows = frames * area
-        total = convolution(self.z_dim, deepest, 27, rows)
-        total += resnet(deepest, deepest, rows) + resnet(deepest, deepest + flow, rows)
-        total += frames * (8 * area * deepest**2 + 4 * area**2 * deepest)
-        total += 2 * resnet(flow, flow, rows) + convolution(flow, 24, 9, rows)
-        total += blocks * resnet(deepest, deepest, rows)
-        # The first frame is not doubled.
-        frames, area = 2 * frames - 1, 4 * area
-        rows = frames * area
-        total += convolution(deepest, deepest, 27, rows) + resnet(deepest, deepest + flow, rows)
-        total += 2 * resnet(flow, flow, rows) + convolution(flow, 12, 9, rows)
-        total += resnet(deepest, middle, rows) + (blocks - 1) * resnet(middle, middle, rows)
-        rows *= 4
-        total += convolution(middle, middle, 9, rows) + resnet(middle, middle, rows)
-        total += resnet(middle, top, rows) + resnet(top, top, rows)
-        return total + convolution(top, 24, 9, rows)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Fields that are read from an OpenSoraT2V_v1_3's configuration."""
 
@@ -123,16 +89,6 @@ class TransformerConfig:
     out_channels: Size
     caption_channels: Size
     sparse_n: Size
-
-
-@dataclass(frozen=True, kw_only=True)
-class VaeConfig:
-    """Fields that are read from a WFVAEModel's configuration."""
-
-    latent_dim: Size
-    base_channels: Size
-    decoder_num_resblocks: Layers
-    decoder_energy_flow_hidden_size: Size
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -150,7 +106,7 @@ def read_spec(folder: Path) -> ModelSpec:
         folder=folder,
         pipeline_class=index["_class_name"],
         transformers=(spec,),
-        vae=vae_spec(decode_known(VaeConfig, read_json(vae), str(vae))),
+        vae=vae_spec(read_json(vae), str(vae)),
         defaults=DEFAULTS,
         weights=tuple(Weights(component=c, parameters=n, file_bytes=0) for c, n in counts.items()),
         text_encoder_dim=text.d_model,
@@ -189,18 +145,3 @@ def _count_parameters(spec: OpenSoraPlanTransformerSpec) -> int:
     # q, k, v and output of self- and of cross-attention, feed-forward, and six rows of modulation.
     block = 8 * linear(width, width) + linear(width, spec.ffn_dim) + linear(spec.ffn_dim, width) + 6 * width
     return ends + text + time + spec.num_layers * block
-
-
-def vae_spec(config: VaeConfig) -> WfVaeSpec:
-    """Return the latent geometry and sizes in a WFVAEModel configuration."""
-    base = config.base_channels
-    return WfVaeSpec(
-        z_dim=config.latent_dim,
-        temporal_compression=4,
-        spatial_compression=8,
-        decoder_dim=base,
-        decoder_channels=(base, 2 * base, 4 * base),
-        pixel_patch=2,
-        num_res_blocks=config.decoder_num_resblocks,
-        flow_channels=config.decoder_energy_flow_hidden_size,
-    )

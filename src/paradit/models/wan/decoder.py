@@ -19,6 +19,7 @@ from torch import Tensor
 from paradit.config.tiles import Tile
 from paradit.models.common.blending import as_frames
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
+from paradit.models.common.parking import parked
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
@@ -67,7 +68,7 @@ class WanDecoder:
         whole = (tile.rows.size, tile.columns.size) == tuple(self._latents.shape[3:])
         modules = self._vae.decoder.modules()
         cache: Cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in modules)
-        # On a CPU the memory is the same, but parking keeps the heap unfragmented: see `_parked`.
+        # On a CPU the memory is the same, but parking keeps the heap unfragmented: see `parked`.
         park = not whole and (self._park or self._vae.device.type == "cpu")
         # As in diffusers, post_quant_conv takes all arrived frames of a whole picture at once, but tiles one
         # frame at a time: a product with few rows may round differently.
@@ -92,7 +93,10 @@ class WanDecoder:
         here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
         # feat_idx is the decoder's counter of convolutions; each call starts at zero.
         sample: Tensor = vae.decoder(z, feat_cache=here, feat_idx=[0], first_chunk=first)
-        cache[:] = _parked(here, cache) if park else here
+        if park:
+            pairs = zip(here, cache, strict=True)
+            here = [parked(part, old) if isinstance(part, Tensor) else part for part, old in pairs]
+        cache[:] = here
         return sample
 
     @torch.no_grad()
@@ -104,24 +108,6 @@ class WanDecoder:
         for picture in pictures:
             sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
             yield as_frames(self._video_processor, sample.clamp(-1, 1))
-
-
-def _parked(cache: Cache, before: Cache) -> Cache:
-    """Copy a tile's cache (features of its earlier frames) into host memory, and return the copy.
-
-    before: the earlier copy of this cache, whose memory is reused if shapes allow.
-    """
-    # Reuse matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that are soon
-    # freed, and the heap would grow to several times the size of caches and tensors together.
-    parked: Cache = []
-    for part, old in zip(cache, before, strict=True):
-        if not isinstance(part, Tensor):
-            parked.append(part)
-        elif isinstance(old, Tensor) and old.shape == part.shape:
-            parked.append(old.copy_(part))
-        else:
-            parked.append(torch.empty(part.shape, dtype=part.dtype).copy_(part))
-    return parked
 
 
 def _denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
