@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """RoPE rotations of some tokens: one angle for each pair of neighbouring channels of a head."""
+    """RoPE rotations of some tokens: one angle for each pair of a head's channels."""
 
     positions: Tensor
     """Position of each token in the video, [S, axes]."""
@@ -18,24 +18,34 @@ class Rope:
     """Cosines of the angles, [1, S, 1, D], the same for both channels of a pair."""
     sin: Tensor
     """Sines of the angles, [1, S, 1, D], negated for the first of the two channels of a pair."""
+    apart: int = 1
+    """Number of channels from the first to the second channel of a pair; 1: they are neighbours.
+
+    Every 2 x `apart` channels hold the first channels of that many pairs, and then the second ones.
+    """
 
     def apply(self, x: Tensor) -> Tensor:
         """Return x [B, S, H, D], rotated, in its own dtype; computed in the dtype of `cos` and `sin`."""
         # Swapping the pairs first keeps the arithmetic on contiguous values: half the time of strided halves.
         swapped = torch.empty_like(x, dtype=self.sin.dtype)
-        swapped[..., 0::2] = x[..., 1::2]
-        swapped[..., 1::2] = x[..., 0::2]
+        pairs, others = (values.unflatten(-1, (-1, 2, self.apart)) for values in (x, swapped))
+        others[..., 0, :] = pairs[..., 1, :]
+        others[..., 1, :] = pairs[..., 0, :]
         return (x * self.cos).add_(swapped.mul_(self.sin)).to(x.dtype)
 
     def shard(self, start: int, stop: int) -> Rope:
         """Return the RoPE rotations of tokens `start` to `stop` (excluded)."""
-        return Rope(
-            positions=self.positions[start:stop], cos=self.cos[:, start:stop], sin=self.sin[:, start:stop]
+        return replace(
+            self,
+            positions=self.positions[start:stop],
+            cos=self.cos[:, start:stop],
+            sin=self.sin[:, start:stop],
         )
 
     def followed_by(self, other: Rope) -> Rope:
         """Return the RoPE rotations of these tokens followed by those of `other`."""
-        return Rope(
+        return replace(
+            self,
             positions=torch.cat([self.positions, other.positions]),
             cos=torch.cat([self.cos, other.cos], dim=1),
             sin=torch.cat([self.sin, other.sin], dim=1),
@@ -49,10 +59,13 @@ class RopeTables:
     cos: tuple[Tensor, ...]
     """Cosines of the angles, one tensor [positions, channels of the axis] per axis, arranged as in `Rope`."""
     sin: tuple[Tensor, ...]
+    apart: int = 1
+    """Number of channels from the first to the second channel of a pair, as in `Rope`."""
 
     def at(self, positions: Tensor) -> Rope:
         """Return the RoPE rotations of tokens at the integer `positions` [S, axes]."""
-        return Rope(positions=positions, cos=_gather(self.cos, positions), sin=_gather(self.sin, positions))
+        cos, sin = _gather(self.cos, positions), _gather(self.sin, positions)
+        return Rope(positions=positions, cos=cos, sin=sin, apart=self.apart)
 
 
 def _gather(tables: tuple[Tensor, ...], positions: Tensor) -> Tensor:
