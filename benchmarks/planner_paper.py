@@ -29,6 +29,7 @@ from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.shares import Shares, chunk_boxes
+from paradit.models.open_sora_plan.spec import OpenSoraPlanTransformerSpec
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds
@@ -221,7 +222,21 @@ class Paper:
 
 @cache
 def spec_of(model: str) -> ModelSpec:
-    return published_spec(MODELS[model])
+    spec = published_spec(MODELS[model])
+    if model != OSP:
+        return spec
+    return replace(spec, transformers=tuple(AuthorsTransformer(**vars(one)) for one in spec.transformers))
+
+
+class AuthorsTransformer(OpenSoraPlanTransformerSpec):
+    """Costs of Open-Sora-Plan's transformer in its authors' code: it computes the text's keys and values in
+    every step."""
+
+    def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
+        return super().flops(tokens, text_tokens, timesteps) + super().context_flops(text_tokens)
+
+    def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
+        return 0
 
 
 def _numbers(size: str) -> tuple[int, int, int]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, silu
+from transformers import MT5Config, MT5EncoderModel
 
+from paradit.models.open_sora_plan.adapter import OpenSoraPlanPipeline
 from paradit.models.open_sora_plan.module import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
-from tiny import TEXT_DIM, all_random
+from paradit.models.open_sora_plan.spec import SCHEDULER
+from tiny import TEXT_DIM, all_random, tokenizer, wf_vae
 
 
 def transformer(
@@ -21,6 +27,28 @@ def transformer(
     kind = OpenSoraInpaint_v1_3 if takes_frames else OpenSoraT2V_v1_3
     config = {"attention_head_dim": 24, "caption_channels": TEXT_DIM} | config
     return all_random(kind(num_attention_heads=heads, num_layers=layers, **config))
+
+
+def text_encoder() -> MT5EncoderModel:
+    config = MT5Config(
+        vocab_size=259, d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=2, num_heads=2, is_encoder_decoder=False
+    )
+    torch.manual_seed(3)
+    return MT5EncoderModel(config).eval().requires_grad_(False)
+
+
+def save_folder(folder: Path, *, heads: int = 2, takes_frames: bool = False, **settings: object) -> Path:
+    """Save a whole model as `paradit convert` lays it out; `settings` go into its paradit.json."""
+    OpenSoraPlanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=text_encoder(),
+        transformer=transformer(heads=heads, takes_frames=takes_frames),
+        vae=wf_vae(),
+        scheduler=EulerAncestralDiscreteScheduler.from_config(SCHEDULER),
+    ).save_pretrained(folder)
+    if settings:
+        (folder / "paradit.json").write_text(json.dumps(settings))
+    return folder
 
 
 def inputs(model: Any, shape: tuple[int, ...], lengths: tuple[int, ...], longest: int = 9) -> Any:

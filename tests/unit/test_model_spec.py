@@ -162,11 +162,11 @@ def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path: Path) -> None:
 
 def test_supported_classes() -> None:
     from_pictures = ("WanImageToVideoPipeline", "WanVideoToVideoPipeline")
-    names = ("WanPipeline", *from_pictures, "WanDMDPipeline", "HunyuanVideoPipeline")
+    names = ("WanPipeline", *from_pictures, "WanDMDPipeline", "HunyuanVideoPipeline", "OpenSoraPlanPipeline")
     assert supported_pipelines() == names
     assert family("WanPipeline") is FAMILIES.find("wan")
-    with pytest.raises(InputError, match=r"supported: WanPipeline, .*HunyuanVideoPipeline"):
-        family("OpenSoraPlanPipeline")  # only the planner knows it
+    with pytest.raises(InputError, match=r"supported: WanPipeline, .*OpenSoraPlanPipeline"):
+        family("CogVideoXPipeline")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import open_sora_plan as tiny_model
-from paradit.attention.base import Pattern
 from paradit.attention.local_attention import sdpa
+from paradit.attention.patterns import Pattern
 from paradit.models.open_sora_plan.module import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
 from paradit.models.open_sora_plan.transformer import OpenSoraPlanTransformer
 from seam_inputs import grid_of

@@ -28,7 +28,8 @@ class Rope:
         """Return x [B, S, H, D], rotated, in its own dtype; computed in the dtype of `cos` and `sin`."""
         # Swapping the pairs first keeps the arithmetic on contiguous values: half the time of strided halves.
         swapped = torch.empty_like(x, dtype=self.sin.dtype)
-        pairs, others = (values.unflatten(-1, (-1, 2, self.apart)) for values in (x, swapped))
+        by_pair = *x.shape[:-1], x.shape[-1] // (2 * self.apart), 2, self.apart
+        pairs, others = x.view(by_pair), swapped.view(by_pair)
         others[..., 0, :] = pairs[..., 1, :]
         others[..., 1, :] = pairs[..., 0, :]
         return (x * self.cos).add_(swapped.mul_(self.sin)).to(x.dtype)

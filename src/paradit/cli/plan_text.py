@@ -14,7 +14,6 @@ from paradit.config.options import declared, to_argv
 from paradit.config.placement_text import write_groups
 from paradit.config.request_inputs import FITS
 from paradit.models.published import find_published
-from paradit.models.registry import supported_pipelines
 from paradit.models.spec import ModelSpec
 from paradit.planner.explain import bound_of, misfits, otherwise, reasons
 from paradit.planner.search import Plan, Plans
@@ -109,11 +108,9 @@ def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
 
 
 def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
-    """Return the command line that runs a plan, or a note if ParaDiT does not run its model."""
+    """Return the command line that runs a plan."""
     spec, candidate, placement = simulator.spec, one.simulated.candidate, one.placement
     request = simulator.request_of(candidate)
-    if spec.pipeline_class not in supported_pipelines():
-        return f"(ParaDiT does not run {spec.name})"
     words = ["PROMPT"] if options.num_prompts == 1 else ["--prompts-file", "prompts.txt"]
     method, sharing = find_method(candidate.method), placement.branch_ranks > 1
     has_groups = (placement.encode, placement.denoise, placement.decode) != (None, None, None)

@@ -151,6 +151,7 @@ def resolved_steps(asked: AskedSteps, spec: ModelSpec) -> dict[str, Any]:
 
     Raises InputError, one line that names the field, its value and the nearest valid one.
     """
+    _check_flow(asked, spec)
     name = asked.preset or spec.preset
     preset = find_preset(name) if name else None
     given, steps = _timesteps(asked.timesteps), asked.num_inference_steps
@@ -183,6 +184,13 @@ def resolved_steps(asked: AskedSteps, spec: ModelSpec) -> dict[str, Any]:
     found["expert_step"] = _expert_step(asked.expert_step, preset, found["num_inference_steps"], spec)
     _check_scheduler(Steps(**found), spec)
     return found
+
+
+def _check_flow(asked: AskedSteps, spec: ModelSpec) -> None:
+    """Refuse settings that only flow models have, for a model of another kind. Raises InputError."""
+    for name in () if spec.flow else ("preset", "scheduler", "shift", "timesteps"):
+        if getattr(asked, name) is not None:
+            raise InputError(f"{name} is for flow models, and '{spec.name}' is not one: leave it out")
 
 
 def _timesteps(value: object) -> tuple[float, ...] | None:

@@ -27,7 +27,6 @@ from paradit.models.folder_check import (
 )
 from paradit.models.folder_json import components, read_index, wanted_weights
 from paradit.models.published import published_models, published_spec
-from paradit.models.registry import family
 from paradit.models.spec import ModelSpec, read_spec
 
 _LOG = logging.getLogger(__name__)
@@ -101,9 +100,7 @@ def find_spec(
         # The text of this HubError is never shown: below, the package's own configuration is used instead.
         return read_spec(_from_cache(name, hub.HubError("it is not asked for"), weights=False))
     except InputError:
-        spec = published_spec(name)
-        family(spec.pipeline_class)  # refuses models that can be planned for but not run
-        return spec
+        return published_spec(name)
 
 
 def download_weights(name: str, folder: Path, variant: str | None = None) -> None:

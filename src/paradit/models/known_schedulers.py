@@ -21,12 +21,21 @@ _KNOWN: dict[str, dict[str, Any]] = {
         "final_sigmas_type": "zero",
     },
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
+    "EulerAncestralDiscreteScheduler": {
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
 }
 """Mapping from the class name of a scheduler to a configuration with which it is known to run.
 
 The configuration has the values that published models have for those keys that affect the scheduler's steps.
 """
-_NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
+_NEEDED = {
+    "UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"},
+    "EulerAncestralDiscreteScheduler": {"prediction_type", "rescale_betas_zero_snr", "timestep_spacing"},
+}
 """Mapping from a scheduler class to the configuration keys that must be present, because the class's defaults
 for these keys may not run."""
 _HARMLESS = {

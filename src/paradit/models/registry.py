@@ -23,11 +23,11 @@ class Family:
     read_spec: str
     """Location, as "module:name", of the function (folder: Path) -> ModelSpec that reads a model's sizes
     without torch."""
-    model: str | None = None
-    """Location, as "module:name", of the `PipelineModel` subclass that loads and runs the family's models.
-
-    None: the planner knows the models, but they cannot be run.
-    """
+    model: str
+    """Location, as "module:name", of the `PipelineModel` subclass that loads and runs the family's models."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Mapping from the names of component classes that are the family's own, not diffusers', to their
+    locations as "module:name"."""
     presets: Mapping[str, str] = field(default_factory=dict)
     """Mapping from those of `pipelines` that few-step models have to the preset that suits the model."""
     components: tuple[str, ...] = COMPONENTS
@@ -44,7 +44,6 @@ class Family:
     @property
     def module(self) -> str:
         """Name of the Python module that loads the family's models."""
-        assert self.model is not None, f"{self.pipelines} can only be planned, not run"
         return self.model.partition(":")[0]
 
 
@@ -61,7 +60,7 @@ FAMILIES: Registry[Family] = Registry(
 
 def supported_pipelines() -> tuple[str, ...]:
     """Return the names of the pipeline classes that ParaDiT can run, as a model_index.json states them."""
-    return tuple(name for one in FAMILIES.all() if one.model is not None for name in one.pipelines)
+    return tuple(name for one in FAMILIES.all() for name in one.pipelines)
 
 
 def supported_transformers() -> tuple[str, ...]:
@@ -74,13 +73,8 @@ def family(pipeline_class: str) -> Family:
 
     Raises InputError, which names the supported classes, if none does.
     """
-    found = find_family(pipeline_class)
-    if found is None or found.model is None:
+    found = next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)
+    if found is None:
         supported = ", ".join(supported_pipelines())
         raise InputError(f"pipeline class {pipeline_class!r} is not supported; supported: {supported}")
     return found
-
-
-def find_family(pipeline_class: str) -> Family | None:
-    """Return the model family of a pipeline class, or None; included are families that cannot be run."""
-    return next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)

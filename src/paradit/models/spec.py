@@ -16,7 +16,7 @@ from paradit.config.plugins import imported
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index, read_json, stored_weights
 from paradit.models.lora import Lora
-from paradit.models.registry import family, find_family
+from paradit.models.registry import family
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec
 
 CONFIG = "config.json"
@@ -187,6 +187,11 @@ class ModelSpec:
     """Whether the pipeline sets the steps of its scheduler by a list of sigmas, not by their number."""
     preset: str | None = None
     """Name of the preset for requests that name none; None: the model has no such preset."""
+    flow: bool = True
+    """Whether the model was trained by flow matching, so that it can be run with the schedulers of
+    `models.flow_schedulers`, with a timestep shift and with a list of timesteps."""
+    prompt_template: str = "{}"
+    """Text that every prompt is put into, in place of `{}`, before it is encoded; not a negative prompt."""
     one_timestep: bool = False
     """Whether all tokens of a video must have the same timestep."""
     latents_held: int = 5
@@ -352,8 +357,7 @@ def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
     class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
-    # For an unknown class, `family` raises the error, which names the supported classes.
-    found = find_family(pipeline_class) or family(pipeline_class)
+    found = family(pipeline_class)
     spec = cast("Callable[[Path], ModelSpec]", imported(found.read_spec))(folder)
     spec = replace(spec, preset=found.presets.get(pipeline_class), **_scheduler(folder))
     if variant is None:

@@ -1,4 +1,4 @@
-"""Sizes of UMT5, the text encoder of several families, read without loading it. Does not import torch."""
+"""Sizes of UMT5 and mT5, text encoders of several families, read without loading them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.models.spec import Layers, Size
 
 @dataclass(frozen=True, kw_only=True)
 class UMT5Config:
-    """Fields that are read from a UMT5EncoderModel's configuration."""
+    """Fields that are read from the configuration of a UMT5EncoderModel or an MT5EncoderModel."""
 
     vocab_size: Size
     d_model: Size
@@ -24,7 +24,7 @@ class UMT5Config:
 
 
 def read_umt5(path: Path) -> UMT5Config:
-    """Read a UMT5EncoderModel's configuration file. Raises InputError if it is not valid."""
+    """Read the configuration file of a UMT5EncoderModel or an MT5EncoderModel. Raises InputError."""
     return decode_known(UMT5Config, read_json(path), str(path))
 
 
@@ -36,3 +36,9 @@ def umt5_parameters(config: UMT5Config) -> int:
     # own; linear layers have no bias.
     layer = 4 * width * inner + 3 * width * config.d_ff + 2 * width + position_bias
     return config.vocab_size * width + config.num_layers * layer + width
+
+
+def mt5_parameters(config: UMT5Config) -> int:
+    """Return the exact number of parameters of an MT5EncoderModel, whose layers share one position bias."""
+    position_bias = config.relative_attention_num_buckets * config.num_heads
+    return umt5_parameters(config) - (config.num_layers - 1) * position_bias

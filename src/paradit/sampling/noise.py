@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from paradit.models.common.seeded import seeded
 
 
 def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
@@ -25,7 +26,7 @@ def step_generator(seed: int, step: int, part: int | None = None) -> torch.Gener
     this step applies; None: it applies to the whole video. Each step has its own generator, so no generator
     state needs to be saved or shared between ranks.
     """
-    return _generator("step" if part is None else f"step of part {part}", seed, step)
+    return seeded("step" if part is None else f"step of part {part}", seed, step)
 
 
 class BlockNoise(Protocol):
@@ -55,7 +56,7 @@ class IndependentNoise:
     def block(self, number: int) -> Tensor:
         channels, height, width = self._shape
         shape = 1, channels, self._frames, height, width
-        return torch.randn(shape, generator=_generator("noise", self._seed, number))
+        return torch.randn(shape, generator=seeded("noise", self._seed, number))
 
     def step(self, part: int, step: int) -> torch.Generator:
         return step_generator(self._seed, step, part)
@@ -100,14 +101,7 @@ class PooledNoise:
             self._next, self._order = 0, list(range(len(self._order)))
         while self._next <= number:
             free, taken = self._order[: self._frames], self._order[self._frames :]
-            shuffle = torch.randperm(self._frames, generator=_generator("order", self._seed, self._next))
+            shuffle = torch.randperm(self._frames, generator=seeded("order", self._seed, self._next))
             self._order = [*taken, *(free[index] for index in shuffle)]
             self._next += 1
         return self._order[-self._frames :]
-
-
-def _generator(what: str, seed: int, number: int) -> torch.Generator:
-    # A hash, because sums would coincide: seed 1, block 2 would get the noise of seed 2, block 1. Python's
-    # own hash() of a text differs from process to process.
-    digest = hashlib.sha256(f"{what} {seed} {number}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -6,6 +6,7 @@ import textwrap
 
 from paradit.config.requests import ResolvedRequest
 from paradit.models.protocol import Prompt, VideoModel
+from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 
 QUOTED = 200
@@ -18,7 +19,7 @@ def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> t
     Reported as stage "encode". Warns, through `progress`, about each text that is longer than a text encoder
     can read.
     """
-    prompts = request.texts(model.spec)
+    prompts = _with_template(request, model.spec)
     for prompt in prompts:
         for encoder, (length, rest) in model.left_out(prompt).items():
             progress.warn(
@@ -27,3 +28,10 @@ def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> t
             )
     with progress.stage("encode", total=len(prompts)):
         return tuple(model.encode_prompt(prompt, request.guidance_scale) for prompt in prompts)
+
+
+def _with_template(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
+    """Return a request's texts, the prompts within the model's template for prompts."""
+    prompt, *others = request.texts(spec)
+    negative = [others.pop(0)] if request.num_branches(spec) == 2 else []
+    return [spec.prompt_template.format(prompt), *negative, *map(spec.prompt_template.format, others)]

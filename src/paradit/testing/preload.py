@@ -14,6 +14,5 @@ import torch
 from paradit.models.registry import FAMILIES
 
 for family in FAMILIES.all():
-    if family.model is not None:
-        import_module(family.module)  # brings diffusers
+    import_module(family.module)  # brings diffusers
 torch.set_num_threads(1)

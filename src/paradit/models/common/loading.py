@@ -15,8 +15,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from paradit.models.common.lora_weights import lora_weights
 from paradit.models.common.stored_weights import StoredWeights
-from paradit.models.folder_json import stored_variant
-from paradit.models.spec import IN_FP32, ModelSpec
+from paradit.models.folder_json import read_index, stored_variant
+from paradit.models.registry import family
+from paradit.models.spec import IN_FP32, ModelSpec, stage_of
 
 P = TypeVar("P", bound=DiffusionPipeline)
 
@@ -42,8 +43,7 @@ def load_pipeline(
     The components of `IN_FP32` stay in fp32, and all others are in `dtype`. without_layers: names of the
     transformers' ModuleLists of layers whose weights are not loaded yet.
     """
-    own = (without_layers or spec.loras) and "denoise" in stages
-    transformers = stored_transformers(spec, dtype, device) if own else {}
+    stored = _read_here(spec, dtype, device, stages, layers=not without_layers)
     with _no_progress_bars():
         pipeline = pipeline_class.from_pretrained(
             spec.folder,
@@ -53,17 +53,38 @@ def load_pipeline(
             local_files_only=True,
             # Moves tensors one by one from the file to the device, so that no second copy of all exists.
             device_map=device.type,
-            # Transformers with layers that are read later, or with LoRAs in them, are put in below.
-            **_left_out(pipeline_class, set(stages) - ({"denoise"} if transformers else set())),
+            **_left_out(pipeline_class, stages),
+            **dict.fromkeys(stored),  # put in below
         )
     if device.type == "cpu":
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 _let_go_of_files(component)
     pipeline.to(device)  # device_map loads onto the current GPU, which may not be `device`
-    for name, stored in transformers.items():
-        pipeline.register_modules(**{name: stored.without_layers(without_layers)})  # type: ignore[no-untyped-call]
+    for name, weights in stored.items():
+        later = without_layers if name in _COMPONENTS["denoise"] else ()
+        pipeline.register_modules(**{name: weights.without_layers(later)})  # type: ignore[no-untyped-call]
     return pipeline
+
+
+def _read_here(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, stages: Collection[str], *, layers: bool
+) -> dict[str, StoredWeights]:
+    """Return the readers of those components that `stages` need and diffusers cannot load.
+
+    They are transformers with layers that are read later or with LoRAs in them, and components whose classes
+    are not diffusers'. layers: whether transformers are loaded with all layers.
+    """
+    found = {}
+    if "denoise" in stages and (spec.loras or not layers):
+        found = stored_transformers(spec, dtype, device)
+    classes = family(spec.pipeline_class).classes
+    variant = spec.variant or stored_variant(spec.folder)
+    for name, value in read_index(spec.folder).items():
+        if isinstance(value, list) and value[1] in classes and stage_of(name) in stages and name not in found:
+            kept = torch.float32 if name in IN_FP32 else dtype
+            found[name] = StoredWeights(spec.folder / name, kept, device, variant)
+    return found
 
 
 def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) -> dict[str, None]:

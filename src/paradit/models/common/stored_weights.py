@@ -11,9 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
-import diffusers
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
@@ -22,20 +21,10 @@ from torch.nn import Module
 
 from paradit.config.errors import InputError
 from paradit.models.common.lora_weights import LoraWeights
-from paradit.models.folder_json import read_json, weight_files
+from paradit.models.common.model_classes import ModelClass, model_class
+from paradit.models.folder_json import weight_files
 
 M = TypeVar("M", bound=Module)
-
-
-class ModelClass(Protocol):
-    """Interface of diffusers' model classes: only the members that the reader of weights uses."""
-
-    @property
-    def _keep_in_fp32_modules(self) -> list[str] | None: ...
-
-    def load_config(self, folder: Path, /) -> dict[str, Any]: ...
-
-    def from_config(self, config: dict[str, Any], /) -> Module: ...
 
 
 class StoredWeights:
@@ -133,5 +122,4 @@ class StoredWeights:
 
     @cached_property
     def _class(self) -> ModelClass:
-        found: ModelClass = getattr(diffusers, read_json(self._folder / "config.json")["_class_name"])
-        return found
+        return model_class(self._folder)

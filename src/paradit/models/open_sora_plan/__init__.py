@@ -1,5 +1,14 @@
-"""Model family of Open-Sora-Plan v1.3: only its sizes, for the planner. ParaDiT does not run it."""
+"""Model family of Open-Sora-Plan v1.3, whose modules are ParaDiT's own, because diffusers has none."""
 
 from paradit.models.registry import Family
 
-FAMILY = Family(pipelines=("OpenSoraPlanPipeline",), read_spec="paradit.models.open_sora_plan.spec:read_spec")
+FAMILY = Family(
+    pipelines=("OpenSoraPlanPipeline",),
+    read_spec="paradit.models.open_sora_plan.spec:read_spec",
+    model="paradit.models.open_sora_plan.adapter:OpenSoraPlanModel",
+    classes={
+        "OpenSoraT2V_v1_3": "paradit.models.open_sora_plan.module:OpenSoraT2V_v1_3",
+        "OpenSoraInpaint_v1_3": "paradit.models.open_sora_plan.module:OpenSoraInpaint_v1_3",
+        "WFVAEModel": "paradit.models.open_sora_plan.wf_vae:WFVAEModel",
+    },
+)

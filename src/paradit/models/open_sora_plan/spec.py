@@ -15,16 +15,33 @@ ParaDiT runs folders with this layout:
 
 from __future__ import annotations
 
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
 from math import prod
 from pathlib import Path
+from typing import Annotated, Literal
 
-from paradit.config.options import decode_known
+from paradit.attention.patterns import FULL, Pattern
+from paradit.config.errors import InputError
+from paradit.config.options import decode, decode_known
 from paradit.models.defaults import Defaults
-from paradit.models.folder_json import read_index, read_json
+from paradit.models.folder_json import own_settings, read_index, read_json, stored_weights
 from paradit.models.open_sora_plan.vae_spec import vae_spec
-from paradit.models.spec import CONFIG, Layers, ModelSpec, Size, TransformerSpec, Weights
-from paradit.models.umt5 import read_umt5, umt5_parameters
+from paradit.models.spec import (
+    CONFIG,
+    FIXED,
+    Layers,
+    ModelSpec,
+    Positive,
+    Size,
+    TransformerSpec,
+    Weights,
+)
+from paradit.models.umt5 import mt5_parameters, read_umt5
+from paradit.models.unknown_weights import check_transformer
 
 PIPELINE = "OpenSoraPlanPipeline"
 COMPONENTS = {
@@ -47,88 +64,195 @@ SCHEDULER = {
 }
 """Configuration of the scheduler with which the authors make videos
 (scripts/text_condition/gpu/sample_t2v_v1_3.sh and opensora/utils/sample_utils.py)."""
+
 TEXT_LENGTH = 512
+INPAINT = "OpenSoraInpaint_v1_3"
+"""Class of the transformer that takes pictures."""
+MASK_CHANNELS = 4
+"""Number of channels of the mask that it reads: one for each frame that a latent frame covers."""
+FULL_AT_EACH_END = 2
+"""Number of layers at the beginning, and at the end, in which all tokens attend to all."""
+UNBOUNDED = 2**31
+"""Value of `max_positions` that stands for no limit, because rotary angles are computed when needed."""
+
 DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)
+"""Values of the authors' script sample_t2v_v1_3.sh; the negative prompt is in prompts.toml."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Texts with which the authors make videos, from prompts.toml."""
+
+    template: str
+    """Text around a prompt, which takes the place of `{}`."""
+    negative_prompt: str
+
+    @classmethod
+    def read(cls) -> Prompts:
+        text = resources.files("paradit.models.open_sora_plan") / "prompts.toml"
+        return decode(cls, tomllib.loads(text.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Configuration of an OpenSoraT2V_v1_3 or OpenSoraInpaint_v1_3, with the published values as defaults."""
+
+    _class_name: Literal["OpenSoraT2V_v1_3", "OpenSoraInpaint_v1_3"] = "OpenSoraT2V_v1_3"
+    num_attention_heads: Size = 24
+    attention_head_dim: Size = 96
+    in_channels: Size = 8
+    out_channels: Size = 8
+    num_layers: Layers = 32
+    patch_size: Size = 2
+    caption_channels: Size = 4096
+    interpolation_scale_t: Positive = 1.0
+    interpolation_scale_h: Positive = 1.0
+    interpolation_scale_w: Positive = 1.0
+    sparse1d: bool = True
+    sparse_n: Size = 4
+    patch_size_t: Annotated[int, FIXED] = 1
+    attention_bias: Annotated[bool, FIXED] = True
+    activation_fn: Annotated[str, FIXED] = "gelu-approximate"
+    only_cross_attention: Annotated[bool, FIXED] = False
+    double_self_attention: Annotated[bool, FIXED] = False
+    norm_elementwise_affine: Annotated[bool, FIXED] = False
+    norm_eps: Annotated[float, FIXED] = 1e-6
+    vae_scale_factor_t: Annotated[int, FIXED] = 4
+
+    def __post_init__(self) -> None:
+        if self.attention_head_dim % 6:
+            raise InputError(
+                "attention_head_dim must be a multiple of 6 (pairs of channels for three axes), got "
+                f"{self.attention_head_dim}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSoraPlanTransformerSpec(TransformerSpec):
     """Sizes of an OpenSoraT2V_v1_3: Wan's architecture, with sparse attention in all layers except four."""
 
-    full_layers: int = 4
-    sparsity: int = 4
-    """Number n such that each query of a sparse layer attends only to every n-th key."""
+    sparsity: int
+    """Number of groups of tokens in a sparse layer, which attend only within themselves; 1: no layer is
+    sparse."""
+    takes_frames: bool
+    """Whether the transformer also reads given frames and their mask (OpenSoraInpaint_v1_3)."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Count the floating-point operations of one forward pass, including the text's keys and values."""
-        return super().flops(tokens, text_tokens, timesteps) + super().context_flops(text_tokens)
+        """Count the floating-point operations of one forward pass over one video (a multiply-add is two)."""
+        found = super().flops(tokens, text_tokens, timesteps)
+        if not self.takes_frames:
+            return found
+        # A further linear map for the frames, and one for their mask.
+        return found + 4 * tokens * self.width**2
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
         """Count the floating-point operations of all layers' self-attention, except its linear projections.
 
-        A sparse layer needs 1/`sparsity` of the operations of a layer in which all tokens attend to all.
+        Both patterns of sparse layers are counted exactly, so their groups may differ in size.
         """
-        full = 4 * tokens**2 * self.width
-        return full * self.full_layers + full // self.sparsity * (self.num_layers - self.full_layers)
+        patterns = Counter(map(self.pattern, range(self.num_layers)))
+        return (
+            4
+            * self.width
+            * sum((pattern or FULL).pairs(tokens) * layers for pattern, layers in patterns.items())
+        )
 
-    def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
-        """Return 0: the text's keys and values are computed in every step, and `flops` counts them."""
-        return 0
+    def pattern(self, layer: int) -> Pattern | None:
+        """Return the groups of tokens in a layer's self-attention; None: all tokens attend to all.
 
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    """Fields that are read from an OpenSoraT2V_v1_3's configuration."""
-
-    num_attention_heads: Size
-    attention_head_dim: Size
-    num_layers: Layers
-    patch_size: Size
-    patch_size_t: Size
-    in_channels: Size
-    out_channels: Size
-    caption_channels: Size
-    sparse_n: Size
+        The first two and the last two layers are full. In the others, every `sparsity`-th token is in the
+        same group, or every `sparsity`-th run of as many tokens, by turns.
+        """
+        if self.sparsity == 1 or not FULL_AT_EACH_END <= layer < self.num_layers - FULL_AT_EACH_END:
+            return None
+        return Pattern(self.sparsity, run=self.sparsity if layer % 2 else 1)
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """Return the spec (sizes and costs) of a folder that `models.published` wrote for this model."""
-    index, text = read_index(folder), read_umt5(folder / "text_encoder" / CONFIG)
-    transformer, vae = (folder / name / CONFIG for name in ("transformer", "vae"))
-    spec = transformer_spec(decode_known(TransformerConfig, read_json(transformer), str(transformer)))
-    counts = {
-        "text_encoder": umt5_parameters(text),
-        "transformer": spec.num_parameters,
-        "vae": 0,
-    }
-    return ModelSpec(
-        name=folder.name,
+    """Return the spec (sizes and costs) of a checked folder of this model.
+
+    `paradit.json` in the folder overrides the defaults. Raises InputError for an invalid value in any of the
+    folder's files.
+    """
+    index, prompts = read_index(folder), Prompts.read()
+    name, defaults = own_settings(folder, replace(DEFAULTS, negative_prompt=prompts.negative_prompt))
+    config, vae = (folder / part / CONFIG for part in ("transformer", "vae"))
+    text = read_umt5(folder / "text_encoder" / CONFIG)
+    transformer = transformer_spec(read_json(config), str(config))
+    expected = {"text_encoder": mt5_parameters(text), "transformer": transformer.num_parameters}
+    stored = {part: stored_weights(folder / part) for part in ("text_encoder", "transformer", "vae")}
+    check_transformer(folder / "transformer", stored["transformer"][0], transformer.num_parameters)
+    spec = ModelSpec(
+        name=name,
         folder=folder,
         pipeline_class=index["_class_name"],
-        transformers=(spec,),
+        transformers=(transformer,),
         vae=vae_spec(read_json(vae), str(vae)),
-        defaults=DEFAULTS,
-        weights=tuple(Weights(component=c, parameters=n, file_bytes=0) for c, n in counts.items()),
+        defaults=defaults,
+        weights=tuple(
+            # Weights may not be downloaded yet; the VAE's few parameters then stay unknown.
+            Weights(component=part, parameters=parameters or expected.get(part, 0), file_bytes=file_bytes)
+            for part, (parameters, file_bytes) in stored.items()
+        ),
         text_encoder_dim=text.d_model,
         text_length=TEXT_LENGTH,
+        prompt_template=prompts.template,
+        takes=frozenset({"image", "last_image"} if transformer.takes_frames else ()),
+        needs_image=transformer.takes_frames,
+        flow=False,
+        one_timestep=True,
+        # The sample, its copy in bf16 and the other guidance branch's prediction; then the encoded pictures,
+        # and an input that has these and the mask as further channels.
+        latents_held=6 if transformer.takes_frames else 3,
     )
+    _check(spec, index.get("scheduler", COMPONENTS["scheduler"])[1])
+    return spec
 
 
-def transformer_spec(config: TransformerConfig) -> OpenSoraPlanTransformerSpec:
-    """Return the sizes in an OpenSoraT2V_v1_3 configuration."""
+def _check(spec: ModelSpec, scheduler: str) -> None:
+    """Refuse components that do not belong together. Raises InputError.
+
+    scheduler: class of the scheduler in the model's folder.
+    """
+    if scheduler != SCHEDULER["_class_name"]:
+        raise InputError(
+            f"{spec.folder}: the scheduler of this model must be {SCHEDULER['_class_name']}, got {scheduler}"
+        )
+    transformer, latents = spec.transformers[0], spec.vae.z_dim
+    read = 2 * latents + MASK_CHANNELS if spec.takes else latents
+    if (transformer.in_channels, transformer.out_channels) != (read, latents):
+        raise InputError(
+            f"{spec.folder}: with this VAE, in_channels and out_channels of the transformer must be {latents}"
+        )
+    if transformer.text_dim != spec.text_encoder_dim:
+        raise InputError(
+            f"{spec.folder}: caption_channels of the transformer must be {spec.text_encoder_dim}, the "
+            f"d_model of text_encoder, got {transformer.text_dim}"
+        )
+
+
+def transformer_spec(config: Mapping[str, object], where: str = "") -> OpenSoraPlanTransformerSpec:
+    """Return the sizes in a configuration of OpenSoraT2V_v1_3 or OpenSoraInpaint_v1_3. Raises InputError.
+
+    where: the path of the configuration file, for error messages.
+    """
+    found = decode_known(TransformerConfig, config, where)
+    takes_frames = found._class_name == INPAINT
+    width = found.num_attention_heads * found.attention_head_dim
     spec = OpenSoraPlanTransformerSpec(
-        num_attention_heads=config.num_attention_heads,
-        attention_head_dim=config.attention_head_dim,
-        num_layers=config.num_layers,
-        ffn_dim=4 * config.num_attention_heads * config.attention_head_dim,
-        patch_size=(config.patch_size_t, config.patch_size, config.patch_size),
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        text_dim=config.caption_channels,
+        num_attention_heads=found.num_attention_heads,
+        attention_head_dim=found.attention_head_dim,
+        num_layers=found.num_layers,
+        ffn_dim=4 * width,
+        patch_size=(found.patch_size_t, found.patch_size, found.patch_size),
+        in_channels=2 * found.in_channels + MASK_CHANNELS if takes_frames else found.in_channels,
+        out_channels=found.out_channels,
+        text_dim=found.caption_channels,
         freq_dim=256,
-        max_positions=2**31,
+        max_positions=UNBOUNDED,
         num_parameters=0,
-        sparsity=config.sparse_n,
+        sparsity=found.sparse_n if found.sparse1d else 1,
+        takes_frames=takes_frames,
     )
     return replace(spec, num_parameters=_count_parameters(spec))
 
@@ -140,6 +264,9 @@ def _count_parameters(spec: OpenSoraPlanTransformerSpec) -> int:
         return inputs * outputs + outputs
 
     ends = linear(spec.in_channels * patch, width) + linear(width, spec.out_channels * patch) + 2 * width
+    if spec.takes_frames:
+        # Two further patch embeddings, counted above but for their biases, and a linear map after each.
+        ends += 2 * width + 2 * width**2
     text = linear(spec.text_dim, width) + linear(width, width)
     time = linear(spec.freq_dim, width) + linear(width, width) + linear(width, 6 * width)
     # q, k, v and output of self- and of cross-attention, feed-forward, and six rows of modulation.

@@ -15,13 +15,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Kernel, Layout, Pattern, Site
+from paradit.attention.base import Kernel, Layout, Site
 from paradit.attention.local_attention import sdpa
 from paradit.attention.rope import RopeTables, grid_positions
 from paradit.models.common.compile import heads, maybe_compiled, of_class
 from paradit.models.common.split_module import SplitModule
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.open_sora_plan.module import Attention, OpenSoraT2V_v1_3, TransformerBlock
+from paradit.models.open_sora_plan.spec import transformer_spec
 from paradit.models.protocol import Block, Tokens
 
 ROPE_BASE = 10000.0
@@ -143,24 +144,12 @@ class OpenSoraPlanTransformer(SplitModule[OpenSoraPlanTokens, OpenSoraPlanContex
 
     def cut(self) -> list[OpenSoraPlanBlock]:
         blocks = of_class(TransformerBlock, self.module.transformer_blocks)
+        pattern = transformer_spec(self.module.config).pattern
+        sites = [Site(layer, pattern=pattern(layer)) for layer in self.layers.held]
         return [
-            OpenSoraPlanBlock(
-                block,
-                Site(layer, pattern=self._pattern(layer)),
-                place,
-                compile=self._compile,
-                kernel=self._kernel,
-            )
-            for place, (layer, block) in enumerate(zip(self.layers.held, blocks, strict=True))
+            OpenSoraPlanBlock(*part, place, compile=self._compile, kernel=self._kernel)
+            for place, part in enumerate(zip(blocks, sites, strict=True))
         ]
-
-    def _pattern(self, layer: int) -> Pattern | None:
-        """Return the pattern of a layer's self-attention; None for the first two and the last two layers."""
-        config = self.module.config
-        if not config["sparse1d"] or not 2 <= layer < config["num_layers"] - 2:
-            return None
-        groups = config["sparse_n"]
-        return Pattern(groups, run=groups if layer % 2 else 1)
 
     def layout(self, latent_shape: tuple[int, int, int]) -> OpenSoraPlanLayout:
         """Return the layout (positions and RoPE rotations) of the tokens of latents (F, H, W).

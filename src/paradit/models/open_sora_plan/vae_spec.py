@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from paradit.config.errors import InputError
+from paradit.config.limits import MAX_FRAMES
 from paradit.config.options import ABOVE_ZERO, Option, decode_known
 from paradit.models.spec import FIXED, Layers, Size
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec, convolution, resnet
@@ -73,6 +74,11 @@ class WfVaeSpec(VaeSpec):
     """Number of residual blocks of each of these branches."""
     encoder_blocks: int
     encoder_flow_channels: int
+
+    @property
+    def settled_at(self) -> int:
+        """Index beyond every video: all latent frames differ, because each is drawn with noise of its own."""
+        return MAX_FRAMES
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video, layer by layer."""
