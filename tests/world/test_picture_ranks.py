@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore
 
 from lora_files import original, random_lora, saved
 from paradit.config.methods.method import method_of, resolve
