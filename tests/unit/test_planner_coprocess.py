@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paradit.attention.base import Site
 from paradit.attention.join import join
+from paradit.attention.patterns import FULL
 from paradit.attention.registry import Choice
 from paradit.attention.timing import layer
 from paradit.config.placement import Placement
@@ -345,7 +346,7 @@ def test_a_placement_is_simulated_as_its_ranks_agree(
     placement = Placement(ranks=len(denoise) + 2, denoise=denoise, decode=(len(denoise), len(denoise) + 1))
     spec = one.spec.transformers[0]
     for share in HELPERS_WORK:
-        ((found, _),), streams = branches_of(one, group_of(placement, share), form)
+        ((found, _),), streams = branches_of(one, group_of(placement, share), form, FULL)
         text = one.spec.text_length if model == "HunyuanVideo" else 0
         rows = spec.num_attention_heads * (one.tokens + text)
         step = Message(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from paradit.attention.patterns import Pattern
 from paradit.attention_backends import require_lse
 from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared, decode
@@ -78,6 +79,8 @@ class Asked:
     interleave: bool | None
     coprocess: bool
     """Whether ranks that hold no tokens may compute a part of the attention (co-processing)."""
+    patterns: frozenset[Pattern] = frozenset()
+    """Patterns of the model's sparse layers, in which a query does not see all keys."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ class Form:
             able = ", ".join([AUTO, *(form.name for form in FORMS.all() if form.helped)])
             raise InputError(
                 f"coprocess needs attention {able}, got {self.name!r}: use one of these, or leave it out"
+            )
+        if asked.patterns and not self.patterns:
+            able = ", ".join([AUTO, *(form.name for form in FORMS.all() if form.patterns)])
+            raise InputError(
+                f"this model's sparse layers need attention {able}, got {self.name!r}: use one of these"
             )
 
     def misplaced(self, attention: str) -> str:

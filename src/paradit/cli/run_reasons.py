@@ -58,7 +58,9 @@ def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) ->
         return []
     if arranged.form:
         return [arranged.form]
-    if placement.attention == AUTO or len(placement.choices(spec.transformers[0].num_attention_heads)) > 1:
+    first = spec.transformers[0]
+    choices = placement.choices(first.num_attention_heads, patterns=first.sparse_patterns)
+    if placement.attention == AUTO or len(choices) > 1:
         return [f"attention {placement.attention}: the fastest form, measured in the first step"]
     return [f"attention {placement.attention}: as requested"]
 

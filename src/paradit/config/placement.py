@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from paradit import attention_backends
+from paradit.attention.patterns import Pattern
 from paradit.attention.registry import (
     AUTO,
     FORMS,
@@ -165,8 +166,7 @@ class Placement:
                 "interleave needs both branches on a rank: use cfg_degree 1, or leave interleave out"
             )
         self._check_coprocess()
-        if self.attention != AUTO:
-            FORMS.find(self.attention).check(self._asked)
+        self.check_attention()
 
     def _check_replicas(self) -> None:
         if self.ranks % self.replicas:
@@ -309,31 +309,38 @@ class Placement:
         """Return all fields of the placement as JSON, which `placement_text.read_placement` reads."""
         return json.dumps(self.flat(), indent=2)
 
-    @property
-    def _asked(self) -> Asked:
+    def check_attention(self, patterns: frozenset[Pattern] = frozenset()) -> None:
+        """Raise InputError if the attention form cannot do what is asked of it.
+
+        patterns: patterns of the model's sparse layers, if they are known.
+        """
+        if self.attention != AUTO:
+            FORMS.find(self.attention).check(self._asked(patterns))
+
+    def _asked(self, patterns: frozenset[Pattern]) -> Asked:
         return Asked(
             ranks=self.branch_ranks,
             options=Values(self.options),
             attention_backend=self.attention_backend,
             interleave=self.interleave,
             coprocess=self.coprocess,
+            patterns=patterns,
         )
 
-    def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
+    def choices(
+        self, num_heads: int, num_branches: int = 2, patterns: frozenset[Pattern] = frozenset()
+    ) -> list[Choice]:
         """Return the attention forms, each with options, that the placement allows, the simplest first.
 
         An attention form is a way for ranks to share attention, such as Ulysses or ring. num_heads: number of
-        the model's attention heads. num_branches: number of guidance branches, 1 or 2.
+        the model's attention heads. num_branches: number of guidance branches, 1 or 2. patterns: patterns of
+        the model's sparse layers.
         """
         is_open, alone = self.attention == AUTO, self.branch_ranks == 1
         if alone and not self.coprocess:
             return [Choice.plain()]
-        heads = -(-num_heads // self.branch_ranks)
-        found = (
-            automatic(self._asked, heads)
-            if is_open
-            else FORMS.find(self.attention).choices(self._asked, heads)
-        )
+        asked, heads = self._asked(patterns), -(-num_heads // self.branch_ranks)
+        found = automatic(asked, heads) if is_open else FORMS.find(self.attention).choices(asked, heads)
         interleaves = [bool(self.interleave)]
         if self.interleave is None and is_open and self.cfg_degree < num_branches:
             # An interleaved rank computes its branches in turn, as a process alone always does.

@@ -29,6 +29,12 @@ def check_branches(placement: Placement, request: ResolvedRequest, spec: ModelSp
             raise InputError(f"{option} needs two guidance branches, but {why}: use {instead}")
 
 
+def check_patterns(placement: Placement, spec: ModelSpec) -> None:
+    """Refuse an attention form that cannot compute the model's sparse layers. Raises InputError."""
+    for transformer in spec.transformers:
+        placement.check_attention(transformer.sparse_patterns)
+
+
 def check_tiles(placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
     """Refuse a picture that has fewer tiles than there are ranks to decode them. Raises InputError."""
     if placement.decode_degree == 1 or request.vae_tile is None:

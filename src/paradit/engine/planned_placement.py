@@ -169,8 +169,8 @@ def _in_each_form(simulator: Simulator, candidate: Candidate, num_prompts: int) 
 
     The form to choose comes first.
     """
-    heads = simulator.spec.transformers[0].num_attention_heads
-    choices = candidate.placement.choices(heads, simulator.branches)
+    spec = simulator.spec.transformers[0]
+    choices = candidate.placement.choices(spec.num_attention_heads, simulator.branches, spec.sparse_patterns)
     simulated = [simulator.simulate(candidate, num_prompts, choice.simplest) for choice in choices]
     taken = simulated.pop(worth_taking([one.step for one in simulated]))
     return [taken, *simulated]

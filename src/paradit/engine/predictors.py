@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paradit.attention.base import Kernel
 from paradit.attention.local_attention import sdpa
+from paradit.attention.patterns import Pattern
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
@@ -40,8 +41,16 @@ def predictor(
         return LocalPredictor(kernel)
     if part is None:
         return None
-    num_heads = spec.transformers[0].num_attention_heads
-    return sequence_parallel(part, placement, num_heads, _num_branches(spec), kernel, helped=helped)
+    first = spec.transformers[0]
+    return sequence_parallel(
+        part,
+        placement,
+        first.num_attention_heads,
+        _num_branches(spec),
+        kernel,
+        patterns=first.sparse_patterns,
+        helped=helped,
+    )
 
 
 def _num_branches(spec: ModelSpec) -> int:
@@ -55,19 +64,21 @@ def sequence_parallel(
     num_branches: int = 2,
     kernel: Kernel = sdpa,
     *,
+    patterns: frozenset[Pattern] = frozenset(),
     helped: Helped | None = None,
 ) -> SequenceParallel:
     """Return the object by which the ranks of a process group compute denoising predictions together.
 
     If the placement allows several attention forms (such as Ulysses or ring), the fastest on this machine is
     taken. world: the process group. num_heads: number of the model's attention heads. num_branches: number of
-    guidance branches. helped: object by which idle decode ranks do some of this rank's attention
-    (co-processing); None: without co-processing.
+    guidance branches. patterns: patterns of the model's sparse layers. helped: object by which idle decode
+    ranks do some of this rank's attention (co-processing); None: without co-processing.
     """
     mesh = Mesh(world, placement.cfg_degree)
     if is_recording():
         trace_link(world.transport(), world.device)
-    return SequenceParallel(mesh, placement.choices(num_heads, num_branches), kernel, helped, quickest)
+    choices = placement.choices(num_heads, num_branches, patterns)
+    return SequenceParallel(mesh, choices, kernel, helped, quickest)
 
 
 def pipeline(placement: Placement, request: ResolvedRequest, world: World | None) -> World | None:
@@ -93,7 +104,8 @@ def coprocess(
     # All ranks must take part in making a process group, also those that are not in it.
     union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
     kernel = load_kernel(placement.attention_backend)
-    choices = placement.choices(spec.transformers[0].num_attention_heads, _num_branches(spec))
+    first = spec.transformers[0]
+    choices = placement.choices(first.num_attention_heads, _num_branches(spec), first.sparse_patterns)
     if union is None:
         return None, None
     if denoisers is None:

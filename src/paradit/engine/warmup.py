@@ -89,9 +89,14 @@ class _Warmup:
             step = partial(predictor.predict, transformer, latents, timestep, contexts, layout)
             return self._slowest(partial(seconds, step, device))
 
-        branches = 1 if spec.embedded_guidance else 2
+        branches, first = 1 if spec.embedded_guidance else 2, spec.transformers[0]
         predictor = sequence_parallel(
-            self._world, self._placement, spec.transformers[0].num_attention_heads, branches, kernel
+            self._world,
+            self._placement,
+            first.num_attention_heads,
+            branches,
+            kernel,
+            patterns=first.sparse_patterns,
         )
         context = partial(LocalPredictor(kernel).contexts, transformer, prompts)
         return self._slowest(partial(seconds, context, device)), of(LocalPredictor(kernel)), of(predictor)

@@ -26,12 +26,9 @@ class JointTransformerSpec(TransformerSpec):
         ends = 2 * tokens * width * prod(self.patch_size) * (self.in_channels + self.out_channels)
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends
 
-    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Count the floating-point operations of all layers' joint attention, except its linear projections.
-
-        They grow with the square of the number of video and text tokens together.
-        """
-        return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
+    def attention_rows(self, tokens: int, text_tokens: int) -> int:
+        """Return the number of queries, and of keys, of a head: those of the video and of the text."""
+        return tokens + text_tokens
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
         """Return 0: there is no cross-attention, because the text is among the tokens."""

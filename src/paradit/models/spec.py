@@ -5,12 +5,15 @@ Loads no weights and does not import torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import lcm, prod
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+from paradit.attention.patterns import FULL, Pattern
 from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.plugins import imported
 from paradit.models.defaults import Defaults
@@ -92,12 +95,33 @@ class TransformerSpec:
         blocks = self.num_layers * (projections + feed_forward) + cross_attention
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
 
-    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
+    def pattern(self, layer: int) -> Pattern | None:  # noqa: ARG002
+        """Return which keys each query sees in a layer's self-attention; None: all."""
+        return None
+
+    @cached_property
+    def patterns(self) -> Counter[Pattern]:
+        """Number of layers with each pattern; `FULL` stands for layers without one."""
+        return Counter(self.pattern(layer) or FULL for layer in range(self.num_layers))
+
+    @property
+    def sparse_patterns(self) -> frozenset[Pattern]:
+        """Patterns of the sparse layers, in which a query does not see all keys."""
+        return frozenset(self.patterns) - {FULL}
+
+    def attention_rows(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
+        """Return the number of queries, and of keys, of a head in self-attention."""
+        return tokens
+
+    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
         """Count the floating-point operations of all layers' self-attention, except its linear projections.
 
-        They grow with the square of the number of tokens.
+        They grow with the square of the number of tokens. In sparse layers, only the pairs of queries and
+        keys of the layer's pattern are computed.
         """
-        return self.num_layers * 4 * tokens**2 * self.width
+        rows = self.attention_rows(tokens, text_tokens)
+        pairs = sum(count * pattern.pairs(rows) for pattern, count in self.patterns.items())
+        return 4 * pairs * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
         """Count the floating-point operations of all layers' cross-attention, except its linear projections.

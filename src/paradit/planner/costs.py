@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paradit.attention.patterns import Pattern
 from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
 from paradit.models.spec import ModelSpec, TransformerSpec, stage_of
 from paradit.models.vae_spec import VaeSpec
@@ -26,24 +27,34 @@ KERNELS = 70
 """Approximate number of GPU kernels that a transformer block launches: for its matrix products, norms, RoPE,
 gated residuals and activation."""
 
+COPIES = 2.5
+"""Number of tensors, out of queries, keys, values and results, that are copied to or from groups of tokens in
+a layer with a pattern. It is the average of 4 for groups of runs, and of 1, the results, for groups whose
+tokens are equally far apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSeconds:
-    """Predicted seconds of each part of a transformer block on one rank, averaged over the layers."""
+    """Predicted seconds of each part of a transformer block on one rank.
+
+    They are averages over the layers, except those of attention if they are for layers of one pattern.
+    """
 
     value: float
     """Seconds to compute V, the values, from the tokens. Computing the keys, or the queries, takes as long,
     with RoPE included."""
     finish: float
     head_row: float
-    """Seconds in which one query of one head attends to all keys, on a fully used device."""
+    """Seconds in which one query of one head attends to all keys that it sees, on a fully used device."""
     wave: float
-    """Fixed seconds of each attention kernel: its launch, and its last wave of tiles, which on average leaves
-    half of the device idle."""
-
+    """Fixed seconds of the kernels of each attention: their launches, and their last waves of tiles, which on
+    average leave half of the device idle."""
     merge: float
     """Seconds to merge two partial attention results of one query and head, if its keys are processed in
     parts."""
+    gathering: float = 0.0
+    """Seconds to copy one token's query, key, value and result in one head, to and from its group of tokens,
+    if the layer has a pattern."""
     crowding: float = 0.0
     """Slowdown of attention by messages between ranks: seconds added for each second in which messages travel
     while attention is computed."""
@@ -54,7 +65,7 @@ class BlockSeconds:
         head_rows: number of (head, query) pairs to compute, counted over the whole batch. beside: seconds for
         which messages travel while the attention is computed, and slow it down.
         """
-        seconds = head_rows * self.head_row + self.wave if head_rows else 0.0
+        seconds = head_rows * (self.head_row + self.gathering) + self.wave if head_rows else 0.0
         return seconds + self.crowding * min(seconds, beside)
 
 
@@ -68,12 +79,14 @@ def block_seconds(
     batch: int,
     dtype: str,
     kernel: str = "flash",
+    pattern: Pattern | None = None,
 ) -> BlockSeconds:
     """Return the predicted times of the parts of a transformer block on one rank.
 
     held: number of tokens that the rank holds. tokens: number of tokens of the whole video. batch: number of
     videos, or guidance branches, computed at once. text: number of prompt tokens. kernel: kind of attention
-    kernel, `flash` or `efficient` (see devices.toml).
+    kernel, `flash` or `efficient` (see devices.toml). pattern: pattern of the layers whose attention is timed
+    (`attention.grouped`); None: the average over all layers, each with a single kernel call.
     """
     size = ITEMSIZE[dtype]
     # FLOPs per layer without attention; the few operations outside the layers are spread over them.
@@ -96,9 +109,13 @@ def block_seconds(
     attending = device.attention_rate(kernel, dtype, spec.attention_head_dim)
     finish += batch * cross / spec.num_layers / attending
     # Joint attention has query rows for the text too, so the FLOPs are divided over them as well.
-    rows = _attention_rows(spec, tokens, text)
-    pieces = spec.num_layers * spec.num_attention_heads * rows
-    head_row = spec.self_attention_flops(tokens, text) / pieces / attending
+    rows = spec.attention_rows(tokens, text)
+    flops, pieces = spec.self_attention_flops(tokens, text), spec.num_layers * spec.num_attention_heads * rows
+    if pattern is not None:
+        flops, pieces = 4 * pattern.pairs(rows) * spec.width, spec.num_attention_heads * rows
+    head_row = flops / pieces / attending
+    groups = pattern.groups if pattern else 1
+    copies = COPIES if groups > 1 else 0
     return BlockSeconds(
         value=value if held else 0.0,
         finish=finish if held else 0.0,
@@ -106,7 +123,8 @@ def block_seconds(
         crowding=device.crowding,
         # Eight fp32 passes: read and write the row so far, cast and read the other, and their differences.
         merge=8 * 4 * spec.attention_head_dim / device.copy_rate,
-        wave=_wave(device, head_row),
+        wave=groups * _wave(device, head_row),
+        gathering=2 * copies * spec.attention_head_dim * size / device.copy_rate,
     )
 
 
@@ -145,16 +163,9 @@ def _wave(device: Device, head_row: float) -> float:
     return head_row * TILE * device.multiprocessors / 2 + device.launch
 
 
-def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
-    """Return the number of queries per head: the video's tokens, plus the text's in joint attention."""
-    return tokens + replicated_rows(spec, text)
-
-
 def replicated_rows(spec: TransformerSpec, text: int) -> int:
     """Return the number of text tokens that every rank holds: all in joint attention, otherwise 0."""
-    # Only in joint attention does the text add work to self-attention.
-    joint = spec.self_attention_flops(1, text) != spec.self_attention_flops(1, 0)
-    return text if joint else 0
+    return spec.attention_rows(0, text)
 
 
 def encode_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -> float:

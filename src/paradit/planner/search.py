@@ -308,8 +308,10 @@ def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Ca
 
 
 def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
-    heads = simulator.spec.transformers[0].num_attention_heads
-    return [choice.simplest for choice in placement.choices(heads, simulator.branches)]
+    spec = simulator.spec.transformers[0]
+    placement.check_attention(spec.sparse_patterns)
+    choices = placement.choices(spec.num_attention_heads, simulator.branches, spec.sparse_patterns)
+    return [choice.simplest for choice in choices]
 
 
 def placement_of(simulated: Simulated) -> Placement:

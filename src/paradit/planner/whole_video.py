@@ -12,7 +12,7 @@ from paradit.planner.discrete_events import Simulation
 from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator, latency_of
 from paradit.planner.step import simulate_layers
 from paradit.planner.timeline import simulated_spans, span_of
-from paradit.planner.whole_video_step import Group, branches_of, group_of, simulated_step
+from paradit.planner.whole_video_step import Group, all_layers, group_of, simulated_step
 from paradit.scheduling import balance
 from paradit.scheduling.balance import name_of, simulate
 from paradit.trace.merge import Span
@@ -139,7 +139,7 @@ def simulated_layers(
     group = group_of(candidate.placement)
     if candidate.coprocess:
         group = helped_group(simulator, candidate.placement, choice)
-    branches, streams = branches_of(simulator, group, choice)
+    branches, streams = all_layers(simulator, group, choice)
     simulation = simulate_layers(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
     return simulation, sorted(rank for branch, _ in branches for rank in branch.ranks)
 

@@ -6,17 +6,20 @@ ranks do in a layer is simulated by `planner.step`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Protocol
 
+from paradit.attention.patterns import FULL, Pattern
 from paradit.attention.registry import Choice
 from paradit.attention.timing import layer
 from paradit.config.placement import Placement
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
+from paradit.planner.discrete_events import Step
 from paradit.planner.hardware import Cluster
 from paradit.planner.step import Branch, Forward, Layer, forward
 
@@ -71,16 +74,54 @@ def group_of(placement: Placement, share: float = 0.0) -> Group:
 
 @cache
 def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
-    branches, streams = branches_of(simulator, group, choice)
-    simulation = forward(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
-    return replace(simulation, seconds=simulation.seconds + _gather(simulator, group))
+    """Return the simulated times of a denoising step. Layers of each kind are simulated by themselves."""
+    parts = []
+    for pattern, layers in _kinds(simulator):
+        branches, streams = branches_of(simulator, group, choice, pattern)
+        parts.append(forward(branches, layers, streams, choice.lag))
+    computing = map(sum, zip(*(part.computing for part in parts), strict=True))
+    return Forward(sum(part.seconds for part in parts) + _gather(simulator, group), tuple(computing))
 
 
-def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
+def _kinds(simulator: Video) -> list[tuple[Pattern, int]]:
+    """Return the patterns of a model's layers, and how many layers each has.
+
+    One pattern stands for all those with equally many groups and pairs of queries and keys.
+    """
+    spec, found = simulator.spec.transformers[0], dict[tuple[int, int], tuple[Pattern, int]]()
+    rows = spec.attention_rows(simulator.tokens, simulator.spec.text_length)
+    for pattern, layers in spec.patterns.items():
+        work = pattern.groups, pattern.pairs(rows)
+        first, others = found.get(work, (pattern, 0))
+        found[work] = first, others + layers
+    return list(found.values())
+
+
+def all_layers(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
+    """Return what `branches_of` does, for all layers in order, each simulated by its own pattern."""
+    spec = simulator.spec.transformers[0]
+    by_pattern = {pattern: branches_of(simulator, group, choice, pattern) for pattern in spec.patterns}
+    branches, streams = next(iter(by_pattern.values()))
+
+    def ordered(number: int) -> Layer:
+        def layer(rank: int, key: Hashable) -> Iterator[Step]:
+            assert isinstance(key, tuple)  # it ends with the number of the layer
+            found, _ = by_pattern[spec.pattern(key[-1]) or FULL]
+            return found[number][1](rank, key)
+
+        return layer
+
+    return [(branch, ordered(number)) for number, (branch, _) in enumerate(branches)], streams
+
+
+def branches_of(
+    simulator: Video, group: Group, choice: Choice, pattern: Pattern
+) -> tuple[list[tuple[Branch, Layer]], int]:
     """Return the guidance branches of all replicas, and how many streams of work each rank computes in turns.
 
     A replica is a group of ranks that makes its own videos. Each branch comes with the function that
-    simulates the branch's layers. A stream is the work for one guidance branch.
+    simulates the branch's layers. A stream is the work for one guidance branch. pattern: pattern of the
+    layers.
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
@@ -99,6 +140,7 @@ def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tu
             text=text,
             batch=batch,
             dtype=simulator.dtype,
+            pattern=pattern,
         )
         for held in set(shares.tokens)
     }

@@ -16,7 +16,7 @@ from paradit.config.limits import typed
 from paradit.config.methods.registry import METHODS, Declares, declared_options, methods_with
 from paradit.config.options import all_fields, declared, decode, read_all
 from paradit.config.placement import Placement
-from paradit.config.placement_checks import check_branches, check_tiles
+from paradit.config.placement_checks import check_branches, check_patterns, check_tiles
 from paradit.config.requests import (
     Request,
     ResolvedRequest,
@@ -111,6 +111,7 @@ class Method(Declares):
     def check(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
         """Refuse a placement that cannot make the requested video. Raises InputError."""
         check_branches(placement, request, spec)
+        check_patterns(placement, spec)
         self.check_ranks(placement, request, spec)
         tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)

@@ -16,7 +16,6 @@ ParaDiT runs folders with this layout:
 from __future__ import annotations
 
 import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -24,7 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Literal
 
-from paradit.attention.patterns import FULL, Pattern
+from paradit.attention.patterns import Pattern
 from paradit.config.errors import InputError
 from paradit.config.options import decode, decode_known
 from paradit.models.defaults import Defaults
@@ -144,18 +143,6 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
             return found
         # A further linear map for the frames, and one for their mask.
         return found + 4 * tokens * self.width**2
-
-    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """Count the floating-point operations of all layers' self-attention, except its linear projections.
-
-        Both patterns of sparse layers are counted exactly, so their groups may differ in size.
-        """
-        patterns = Counter(map(self.pattern, range(self.num_layers)))
-        return (
-            4
-            * self.width
-            * sum((pattern or FULL).pairs(tokens) * layers for pattern, layers in patterns.items())
-        )
 
     def pattern(self, layer: int) -> Pattern | None:
         """Return the groups of tokens in a layer's self-attention; None: all tokens attend to all.

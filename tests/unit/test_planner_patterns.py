@@ -1,0 +1,156 @@
+"""The planner's operations and bytes of layers with patterns, compared with those that are counted."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_in_memory import DEPTH, attend_on_ranks
+from messages import says
+from paradit.attention.base import Attend
+from paradit.attention.chunked import chunked
+from paradit.attention.local_attention import sdpa
+from paradit.attention.patterns import FULL, Pattern
+from paradit.attention.pipesp_paper import pipesp_paper
+from paradit.attention.registry import AUTO, FORMS, Choice
+from paradit.attention.timing import layer
+from paradit.config.errors import InputError
+from paradit.config.methods.method import check_placement, resolve
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
+from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.shares import Shares
+from paradit.models.open_sora_plan.spec import OpenSoraPlanTransformerSpec
+from paradit.models.published import published_spec
+from paradit.models.spec import TransformerSpec
+from paradit.planner.costs import block_seconds
+from paradit.planner.discrete_events import Compute, Post
+from paradit.planner.hardware import Cluster
+from paradit.planner.step import Branch, simulate_layers
+from paradit.planner.whole_video_step import all_layers, group_of, simulated_step
+from planner_cases import DEVICE, cluster, simulator
+
+MODEL = "Open-Sora-Plan-v1.3.0"
+# With these numbers, no rank fills up its rows to a full block of the CPU's attention (`some_rows`).
+TOKENS, HEADS, LAYERS, BATCH = 1024, 6, 8, 2
+PUBLISHED = published_spec(MODEL).transformers[0]
+assert isinstance(PUBLISHED, OpenSoraPlanTransformerSpec)
+SPEC = replace(PUBLISHED, num_attention_heads=HEADS, attention_head_dim=DEPTH, num_layers=LAYERS)
+DENSE = replace(SPEC, sparsity=1)  # one group: all layers attend fully
+IDEAL = replace(  # its attention takes the time of its operations, and nothing else
+    DEVICE, memory_bandwidth=1e30, multiprocessors=1, message_multiprocessors=0, launch=0.0
+)
+FORMS_TRIED = [Choice.of("ulysses"), Choice.of("pipesp", chunks=2), Choice.of("pipesp-paper")]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of the attention's matrix products, and bytes sent, by rank, in all layers."""
+
+    operations: Counter[int]
+    sent: Counter[int]
+
+
+def counted(spec: TransformerSpec, choice: Choice, ranks: int) -> Work:
+    """Run the attention of all layers on ranks, and count in the kernels and in the transport."""
+    work, shares = Work(Counter(), Counter()), Shares.equal(TOKENS, HEADS, ranks)
+    q, k, v = (torch.randn(BATCH, TOKENS, HEADS, DEPTH) for _ in range(3))
+
+    def form(shares: Shares, transport: Any) -> Attend:
+        def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            work.operations[transport.rank] += 4 * query.numel() * key.shape[1]
+            return sdpa(query, key, value)
+
+        exchange = UlyssesExchange(shares, transport, choice.parts)
+        if choice.name != "pipesp-paper":
+            return chunked(exchange, kernel)
+        return pipesp_paper(exchange, UlyssesExchange(shares, transport, shares.most_heads), kernel)
+
+    for number in range(LAYERS):
+        _, transports = attend_on_ranks(shares, q, k, v, form, pattern=spec.pattern(number))
+        work.sent.update({transport.rank: transport.bytes_sent for transport in transports})
+    return work
+
+
+def planned(spec: TransformerSpec, choice: Choice, ranks: int) -> Work:
+    """Return the operations and bytes of the planner's simulated layers."""
+    work, shares = Work(Counter(), Counter()), Shares.equal(TOKENS, HEADS, ranks)
+    on = replace(cluster(ranks), device=IDEAL)
+    for number in range(LAYERS):
+        branch = branch_of(spec, on, shares, spec.pattern(number) or FULL)
+        for rank in range(ranks):
+            for step in layer(branch, choice)(rank, number):
+                if isinstance(step, Post):
+                    work.sent[rank] += round(sum(step.message.table[rank]))
+                elif isinstance(step, Compute) and step.name == "attention":
+                    rate = IDEAL.attention_rate("flash", "fp32", DEPTH)
+                    work.operations[rank] += round(step.seconds * rate)
+    return work
+
+
+def branch_of(spec: TransformerSpec, on: Cluster, shares: Shares, pattern: Pattern) -> Branch:
+    costs = [
+        block_seconds(
+            spec, on.device, held=held, tokens=TOKENS, text=0, batch=BATCH, dtype="fp32", pattern=pattern
+        )
+        for held in shares.tokens
+    ]
+    ranks = tuple(range(shares.num_ranks))
+    costs = [replace(cost, wave=0.0) for cost in costs]
+    return Branch(
+        cluster=on, ranks=ranks, shares=shares, costs=costs, row_bytes=BATCH * DEPTH * 4, batch=BATCH
+    )
+
+
+@pytest.mark.parametrize("ranks", [2, 4])  # on 4 ranks, a rank computes one head and a half
+@pytest.mark.parametrize("choice", FORMS_TRIED, ids=str)
+def test_work_is_counted_as_planned(choice: Choice, ranks: int) -> None:
+    sparse, dense = (counted(spec, choice, ranks) for spec in (SPEC, DENSE))
+    assert sparse == planned(SPEC, choice, ranks)
+    assert dense == planned(DENSE, choice, ranks)
+    assert sparse.operations.total() == BATCH * SPEC.self_attention_flops(TOKENS, 0)
+    # 4 of 8 layers need a quarter of the operations; these forms send as much as without patterns.
+    assert sparse.operations.total() == dense.operations.total() * (4 + 4 / 4) / 8
+    assert sparse.sent == dense.sent
+
+
+def test_uneven_groups_are_counted_exactly() -> None:
+    for pattern in (Pattern(4), Pattern(4, run=4)):
+        sizes = [len(pattern.places(group, range(30))) for group in range(4)]
+        assert len(set(sizes)) > 1
+        assert pattern.pairs(30) == sum(size**2 for size in sizes)
+    assert SPEC.self_attention_flops(30, 0) == 4 * SPEC.width * (
+        4 * 30**2 + 2 * Pattern(4).pairs(30) + 2 * Pattern(4, run=4).pairs(30)
+    )
+
+
+@pytest.mark.parametrize("interleave", [False, True])
+def test_a_step_has_the_layers_of_each_pattern(interleave: bool) -> None:
+    one, choice = simulator(cluster(4), MODEL), Choice.of("ulysses", interleave=interleave)
+    spec, group = one.spec.transformers[0], group_of(Placement(ranks=4))
+    assert spec.patterns == {FULL: 4, Pattern(4): 14, Pattern(4, run=4): 14}
+    branches, streams = all_layers(one, group, choice)
+    in_order = simulate_layers(branches, spec.num_layers, streams, choice.lag)
+    folded = simulated_step(one, group, choice)
+    assert folded.computing == pytest.approx(in_order.computing)
+    assert folded.seconds == pytest.approx(in_order.seconds, rel=0.02)
+
+
+def test_forms_without_patterns_are_refused_before_anything_is_loaded() -> None:
+    spec = published_spec(MODEL)
+    request = resolve(Request(prompt="any"), spec)
+    for form in FORMS.all():
+        placement = Placement(ranks=4, attention=form.name)
+        if form.patterns:
+            check_placement(placement, request, spec)
+            continue
+        able = "auto, ulysses, pipesp, pipesp-paper"
+        with pytest.raises(InputError) as caught:
+            check_placement(placement, request, spec)
+        assert says(str(caught.value), f"sparse layers need attention {able}, got {form.name!r}")
+    first = spec.transformers[0]
+    choices = Placement(ranks=4, attention=AUTO).choices(24, patterns=first.sparse_patterns)
+    assert choices and all(choice.form.patterns for choice in choices)
