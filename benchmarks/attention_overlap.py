@@ -2,10 +2,11 @@
 
     python benchmarks/attention_overlap.py --links 800mbit 400mbit 200mbit 100mbit --repeats 5
 
-A turn is a whole denoising step of a Wan transformer, with both guidance branches, or of a HunyuanVideo
-transformer, which has one branch. Two processes with one thread and one core each run in two network
-namespaces, joined by a link that `tbf` limits. The script sets them up and removes them, which needs root,
-`ip` and `tc`. All variants take turns within one run; the figures are medians.
+A turn is a whole denoising step of a Wan or an Open-Sora-Plan transformer, with both guidance branches, or of
+a HunyuanVideo transformer, which has one branch. Open-Sora-Plan's has the published number of layers, 32, of
+which 28 are sparse, and so is compared with `skiparse`, too. Two processes with one thread and one core each
+run in two network namespaces, joined by a link that `tbf` limits. The script sets them up and removes them,
+which needs root, `ip` and `tc`. All variants take turns within one run; the figures are medians.
 
 The variant "serial" is plain `ulysses` with both branches in one batch and receives posted first, which is
 our own best exchange without overlap. "computation" is the same with nothing sent, and "communication" the
@@ -36,15 +37,23 @@ from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
 from paradit.engine.predictors import sequence_parallel
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from paradit.models.open_sora_plan.transformer import OpenSoraPlanTransformer
 from paradit.models.wan.transformer import WanTransformer
+from paradit.parallel.predictor import LocalPredictor
 from paradit.sampling.guidance import guide
-from random_models import random_hunyuan_video, random_wan
+from random_models import random_hunyuan_video, random_open_sora_plan, random_wan
 
 HEADS, HEAD_DIM, LAYERS, FFN = 8, 64, 5, 2048
 HUNYUAN_VIDEO_LAYERS = 2, 3  # double and single blocks
+OPEN_SORA_PLAN = 8, 48, 32  # heads, head dim (a multiple of 6), layers
 LATENT_SHAPE = (9, 32, 32)  # 2,304 tokens
 TEXT_TOKENS = 32
-MODELS = ("wan", "hunyuan_video")
+MODELS = ("wan", "hunyuan_video", "open_sora_plan")
+SEAMS = {
+    "wan": WanTransformer,
+    "hunyuan_video": HunyuanVideoTransformer,
+    "open_sora_plan": OpenSoraPlanTransformer,
+}
 GUIDANCE_SCALE = 5.0
 
 WAYS = {
@@ -55,6 +64,8 @@ WAYS = {
     "interleave, pipesp 2": Placement.of(ranks=2, attention="pipesp", chunks=2, interleave=True),
     "ring": Placement(ranks=2, attention="ring"),
     "ring, interleaved": Placement(ranks=2, attention="ring", interleave=True),
+    "skiparse": Placement(ranks=2, attention="skiparse"),
+    "skiparse, interleaved": Placement(ranks=2, attention="skiparse", interleave=True),
     "auto": Placement(ranks=2),
 }
 AUTO = ("auto", "pipesp auto")
@@ -63,8 +74,18 @@ PORT = 29700
 
 
 def ways(model: str) -> dict[str, Placement]:
-    """Return a model's placements; none interleaves guidance branches for HunyuanVideo, which has one."""
-    return {name: way for name, way in WAYS.items() if model == "wan" or not way.interleave}
+    """Return the placements that suit a model.
+
+    HunyuanVideo has no second guidance branch to interleave. Sparse layers take no ring, and `skiparse` takes
+    nothing else.
+    """
+    sparse = model == "open_sora_plan"
+    unsuited = {"ring"} if sparse else {"skiparse"}
+    return {
+        name: way
+        for name, way in WAYS.items()
+        if way.attention not in unsuited and not (model == "hunyuan_video" and way.interleave)
+    }
 
 
 def modules(model: str) -> tuple[Any, Tensor, list[tuple[Tensor, ...]]]:
@@ -73,6 +94,8 @@ def modules(model: str) -> tuple[Any, Tensor, list[tuple[Tensor, ...]]]:
         sizes = (HEADS, HEAD_DIM, LAYERS, FFN)
         module, latents, embeds = random_wan(sizes, LATENT_SHAPE, TEXT_TOKENS)
         return module, latents, [(part,) for part in embeds]
+    if model == "open_sora_plan":
+        return random_open_sora_plan(OPEN_SORA_PLAN, LATENT_SHAPE, TEXT_TOKENS)
     hunyuan = (HEADS, HEAD_DIM, *HUNYUAN_VIDEO_LAYERS)
     video, latents, prompt = random_hunyuan_video(hunyuan, LATENT_SHAPE, TEXT_TOKENS)
     return video, latents, [prompt]
@@ -85,11 +108,16 @@ class Step:
         world = current_world(torch.device("cpu"))
         assert world is not None
         self.module, self.latents, self.prompts = modules(model)
-        self.seam: Any = (WanTransformer if model == "wan" else HunyuanVideoTransformer)(self.module)
+        self.seam: Any = SEAMS[model](self.module)
+        heads = self.seam.num_heads
+        patterns = frozenset(site.pattern for site in self.seam.sites if site.pattern)
         self.timestep = torch.tensor([500])
         self.layout = self.seam.layout(LATENT_SHAPE)
         branches = len(self.prompts)
-        self.predictors = {name: sequence_parallel(world, way, HEADS, branches) for name, way in ways.items()}
+        self.predictors = {
+            name: sequence_parallel(world, way, heads, branches, patterns=patterns)
+            for name, way in ways.items()
+        }
         self.contexts = {
             name: predictor.contexts(self.seam, self.prompts) for name, predictor in self.predictors.items()
         }
@@ -118,16 +146,21 @@ class Step:
     def communicate(self) -> Tensor:
         """Exchange every layer's messages without computing: three packed tensors in, then one back."""
         branches, tokens = len(self.prompts), len(self.layout.rope.positions)
-        rows = branches * (tokens // 2) * (HEADS // 2)  # this rank's tokens, the other rank's heads
+        depth = self.module.config["attention_head_dim"]
+        rows = branches * (tokens // 2) * (self.seam.num_heads // 2)  # this rank's tokens, the other's heads
         for _ in self.seam.blocks:
             for parts in (3, 1):
-                size = parts * rows * HEAD_DIM
+                size = parts * rows * depth
                 sizes = [0 if rank == self.transport.rank else size for rank in range(2)]
                 self.transport.start([torch.empty(size) for size in sizes], sizes).wait()
         return self.latents
 
     def expected(self) -> Tensor:
         given = self.latents, self.timestep
+        if isinstance(self.seam, OpenSoraPlanTransformer):  # its module has no forward
+            alone = LocalPredictor()
+            contexts = alone.contexts(self.seam, self.prompts)
+            return self.after(alone.predict(self.seam, *given, contexts, self.layout))
         return self.after([self.module(*given, *prompt, return_dict=False)[0] for prompt in self.prompts])
 
 

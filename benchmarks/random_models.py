@@ -13,11 +13,31 @@ from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor
 
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
+from paradit.models.open_sora_plan.module import OpenSoraT2V_v1_3
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.spec import transformer_spec as wan_spec
 
 TEXT_DIM = 64
+
+
+def random_open_sora_plan(
+    sizes: tuple[int, int, int], latent_shape: tuple[int, int, int], text_tokens: int
+) -> tuple[OpenSoraT2V_v1_3, Tensor, list[tuple[Tensor, Tensor]]]:
+    """Return an Open-Sora-Plan transformer, latents [1, 8, F, h, w], and two prompts with their masks.
+
+    sizes: heads, head dim, layers.
+    """
+    heads, head_dim, layers = sizes
+    torch.manual_seed(0)
+    module = OpenSoraT2V_v1_3(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=layers,
+        caption_channels=TEXT_DIM,
+    )
+    prompts = [(torch.randn(1, text_tokens, TEXT_DIM), torch.ones(1, text_tokens)) for _ in range(2)]
+    return module.eval(), torch.randn(1, 8, *latent_shape), prompts
 
 
 def random_wan(

@@ -33,9 +33,15 @@ class MemoryTransport:
     flight arrives wrong.
     """
 
-    def __init__(self, rank: int, num_ranks: int, mail: dict[tuple[int, int, int], Tensor]) -> None:
+    def __init__(self, rank: int, num_ranks: int, mail: dict[Any, Any]) -> None:
         self.rank, self.num_ranks, self.mail = rank, num_ranks, mail
         self.started = self.bytes_sent = 0
+        self.teams: list[MemoryTransport] = []
+
+    def among(self, ranks: Sequence[int]) -> "MemoryTransport":
+        mail = self.mail.setdefault(tuple(ranks), {})  # ranks of one team share it
+        self.teams.append(MemoryTransport(list(ranks).index(self.rank), len(ranks), mail))
+        return self.teams[-1]
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> "MemoryTransfer":
         for rank, message in enumerate(outgoing):
@@ -57,7 +63,7 @@ class MemoryTransfer:
 
 
 def world(num_ranks: int) -> list[Any]:
-    mail: dict[tuple[int, int, int], Tensor] = {}
+    mail: dict[Any, Any] = {}
     return [MemoryTransport(rank, num_ranks, mail) for rank in range(num_ranks)]
 
 

@@ -145,5 +145,5 @@ def test_forms_that_take_no_patterns_refuse_them() -> None:
         attend_on_ranks(shares, *random_qkv(shares), ring, pattern=Pattern(2))
 
 
-def ring(shares: Shares, transport: Any) -> Attend:
+def ring(shares: Shares, transport: Any) -> Any:
     return join(Sharers(transport), Choice.of("ring"), sdpa)(shares)

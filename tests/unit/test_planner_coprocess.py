@@ -217,7 +217,7 @@ def rehearsed(step: Message, num_holders: int, link: Link) -> tuple[list[float],
 
         transport = Rehearsed(ports, rank, shares.num_ranks)
         choice = FORMS[step.choice]
-        attend = join(Sharers(transport), choice, kernel)(shares)
+        attend: Any = join(Sharers(transport), choice, kernel)(shares)
         if rank >= num_holders:
             sites = [Site(layer) for layer in range(LAYERS)]
             works: Any = helping(step, sites, attend, torch.device("meta"))

@@ -5,10 +5,12 @@ See docs/development/architecture.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 from paradit.attention.patterns import Pattern
@@ -48,6 +50,10 @@ class Layout:
         """Return the layout of tokens `start` to `stop` (excluded)."""
         return replace(self, rope=self.rope.shard(start, stop))
 
+    def take(self, held: Tensor) -> Self:
+        """Return the layout of some of these tokens. held: their indices among these, in any order."""
+        return replace(self, rope=self.rope.take(held))
+
 
 Projection = Iterator[Tensor]
 """Iterator over a transformer block's values, then keys, then queries, each [B, S, H, D], before RoPE.
@@ -72,3 +78,40 @@ Attend = Callable[[Site, Projection, Layout], Generator[Wait, None, Tensor]]
 Such a function is a generator function. Its generator yields each operation (`Wait`) for which the attention
 has to wait, so that the caller may run other work meanwhile; the generator's return value is the result.
 """
+
+
+class Deal(ABC):
+    """Tokens as an attention form deals them to ranks, for some layers of a model."""
+
+    held: Tensor
+    """Tokens that this rank holds, as indices in the video's sequence, in the order in which it holds
+    them."""
+
+    @abstractmethod
+    def attend(self, site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+        """Compute attention, as an `Attend`, for the tokens that this rank holds."""
+
+    @abstractmethod
+    def move(self, hidden_states: Tensor, to: Deal) -> Generator[Wait, None, Tensor]:
+        """Move hidden states [B, tokens, width] to the ranks that hold their tokens in another dealing.
+
+        Returns those of the tokens that this rank then holds; yields what it has to wait for.
+        """
+
+    @abstractmethod
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values [B, S, D] of all tokens, in the order of the video, on every rank."""
+
+
+class Dealt(ABC):
+    """Attention of a form that deals tokens to ranks in its own way, and anew between layers.
+
+    With other forms, whose attention is an `Attend`, each rank holds a contiguous part of the tokens.
+    """
+
+    @abstractmethod
+    def by_layer(self, sites: Sequence[Site], device: torch.device) -> list[Deal]:
+        """Return how the tokens are dealt in each layer.
+
+        sites: the attention of each layer. device: where this rank's tokens are.
+        """

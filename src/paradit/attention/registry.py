@@ -79,8 +79,9 @@ class Asked:
     interleave: bool | None
     coprocess: bool
     """Whether ranks that hold no tokens may compute a part of the attention (co-processing)."""
-    patterns: frozenset[Pattern] = frozenset()
-    """Patterns of the model's sparse layers, in which a query does not see all keys."""
+    patterns: frozenset[Pattern] | None = None
+    """Patterns of the model's sparse layers, in which a query does not see all keys; None: the model is not
+    known yet."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ FORMS: Registry[Form] = Registry(
         "pipesp-paper": "paradit.attention.forms.pipesp_paper:PIPESP_PAPER",
         "ring": "paradit.attention.forms.ring:RING",
         "usp": "paradit.attention.forms.usp:USP",
+        "skiparse": "paradit.attention.forms.skiparse:SKIPARSE",
     },
 )
 

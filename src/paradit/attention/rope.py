@@ -43,6 +43,10 @@ class Rope:
             sin=self.sin[:, start:stop],
         )
 
+    def take(self, held: Tensor) -> Rope:
+        """Return the RoPE rotations of some of these tokens. held: their indices among these."""
+        return replace(self, positions=self.positions[held], cos=self.cos[:, held], sin=self.sin[:, held])
+
     def followed_by(self, other: Rope) -> Rope:
         """Return the RoPE rotations of these tokens followed by those of `other`."""
         return replace(

@@ -309,15 +309,15 @@ class Placement:
         """Return all fields of the placement as JSON, which `placement_text.read_placement` reads."""
         return json.dumps(self.flat(), indent=2)
 
-    def check_attention(self, patterns: frozenset[Pattern] = frozenset()) -> None:
+    def check_attention(self, patterns: frozenset[Pattern] | None = None) -> None:
         """Raise InputError if the attention form cannot do what is asked of it.
 
-        patterns: patterns of the model's sparse layers, if they are known.
+        patterns: patterns of the model's sparse layers; None: the model is not known yet.
         """
         if self.attention != AUTO:
             FORMS.find(self.attention).check(self._asked(patterns))
 
-    def _asked(self, patterns: frozenset[Pattern]) -> Asked:
+    def _asked(self, patterns: frozenset[Pattern] | None) -> Asked:
         return Asked(
             ranks=self.branch_ranks,
             options=Values(self.options),

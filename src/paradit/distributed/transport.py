@@ -73,6 +73,12 @@ class Transport:
         """Number of bytes that this rank has sent to other ranks through this object. `bytes_received` is the
         number of bytes received from them."""
 
+    def among(self, ranks: Sequence[int]) -> Transport:
+        """Return a connection among some of these ranks, this one included; it makes no process group."""
+        if list(ranks) == [self.rank]:
+            return Transport(None)
+        return Transport(self._group, [self._ranks[rank] for rank in ranks], point_to_point=True)
+
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
         """Begin to send `outgoing[r]` to each rank r, and to receive `sizes[r]` elements from each rank r.
 

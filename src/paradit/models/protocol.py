@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -48,6 +48,14 @@ class Tokens(ABC):
     @abstractmethod
     def shard(self, start: int, stop: int) -> Self:
         """Return only tokens `start` to `stop` (excluded) of the video."""
+
+    def dealt(self, hidden_states: Tensor, held: Tensor) -> Self:
+        """Return these tokens of the whole video as a rank holds them that holds some of them, in any order.
+
+        hidden_states: this rank's hidden states [B, tokens, width]. held: indices of its tokens in the video.
+        A family with sparse attention overrides this if its tokens have more fields with a row per token.
+        """
+        return replace(self, hidden_states=hidden_states, layout=self.layout.take(held))
 
 
 T = TypeVar("T", bound=Tokens)

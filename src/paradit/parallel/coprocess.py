@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+from paradit.attention.base import Attend, Dealt, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.join import join
 from paradit.attention.local_attention import sdpa
 from paradit.attention.measured import MeasuredKernel
@@ -66,7 +66,9 @@ class _Member:
         self._attend = lru_cache(maxsize=64)(self._new_attend)
 
     def _new_attend(self, shares: Shares, choice: int) -> Attend:
-        return self._builds[choice](shares)
+        attend = self._builds[choice](shares)
+        assert not isinstance(attend, Dealt), "forms that deal tokens are not helped"
+        return attend
 
     def attend(self, agreed: Message) -> Attend:
         """Return the attention function for a step in which decode ranks take a share of the attention.

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.attention.base import Attend, Deal, Layout, Projection, Site, Wait
 from paradit.models.protocol import Block, T
 from paradit.trace.spans import layer_span
 
@@ -32,6 +32,25 @@ def through_blocks(
         with layer_span(place):
             tokens = yield from block.run(tokens, attend)
     return tokens
+
+
+def through_dealt_blocks(
+    blocks: Sequence[Block[T]], tokens: T, deals: Sequence[Deal], step: int = 0
+) -> Generator[Wait, None, T]:
+    """Run this rank's tokens through transformer blocks, before some of which tokens move between ranks.
+
+    tokens: all tokens of the video, of which this rank takes those that it holds. deals: how tokens are dealt
+    to ranks in each block. Returns the tokens that this rank holds at the end, as the last block's are dealt.
+    """
+    now = deals[0]
+    mine = tokens.dealt(tokens.hidden_states[:, now.held], now.held)
+    for place, (block, deal) in enumerate(zip(blocks, deals, strict=True)):
+        with layer_span(place):
+            if deal is not now:
+                moved = yield from now.move(mine.hidden_states, deal)
+                mine, now = tokens.dealt(moved, deal.held), deal
+            mine = yield from block.run(mine, in_step(deal.attend, step))
+    return mine
 
 
 def in_step(attend: Attend, step: int) -> Attend:

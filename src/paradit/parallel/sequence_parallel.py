@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel, Layout, Wait
+from paradit.attention.base import Attend, Deal, Dealt, Kernel, Layout, Wait
 from paradit.attention.join import join
 from paradit.attention.local_attention import local, sdpa
 from paradit.attention.registry import Choice
@@ -20,7 +20,7 @@ from paradit.models.protocol import Prompt, Tokens, Transformer
 from paradit.parallel.coprocess import Helped
 from paradit.parallel.coprocess_message import DTYPES, Message
 from paradit.parallel.predictor import Branches
-from paradit.parallel.run_blocks import run_interleaved, through_blocks
+from paradit.parallel.run_blocks import run_interleaved, through_blocks, through_dealt_blocks
 from paradit.trace.spans import REHEARSAL, span, unrecorded
 
 
@@ -92,7 +92,7 @@ class SequenceParallel:
         self._builds = {choice: join(mesh.sharers, choice, kernel) for choice in choices}
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
-        self._attends: dict[tuple[Choice, Shares], Attend] = {}
+        self._attends: dict[tuple[Choice, Shares], Attend | Dealt] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
         """Mapping from (shares of tokens, number of guidance branches) to the attention form chosen."""
 
@@ -154,7 +154,7 @@ class SequenceParallel:
         attend = helped.begin(self._message(begun, choice)) if helped else None
         works = self._works(begun, choice, attend)
         values = torch.cat([transformer.head(done) for done in run_interleaved(works, choice.lag)])
-        values = self._of_all_tokens(begun, values)
+        values = self._of_all_tokens(begun, values, choice)
         if helped:
             helped.end()
         if self._mesh.cfg_degree > 1:
@@ -170,7 +170,7 @@ class SequenceParallel:
         """
         step = Step(transformer=transformer, branches=Branches(transformer, []), tokens=tokens)
         (done,) = run_interleaved([self._work(step, tokens, self._choices[0])])
-        return self._of_all_tokens(step, transformer.head(done))
+        return self._of_all_tokens(step, transformer.head(done), self._choices[0])
 
     def _chosen(self, step: Step) -> Choice:
         """Return the attention form of a step, with its options.
@@ -223,25 +223,38 @@ class SequenceParallel:
         block. choice: attention form to use. attend: attention function to use in place of the form's, if
         decode ranks take a share of the attention; None: none do.
         """
-        shares = step.shares(self._mesh.branch.num_ranks)
+        blocks, shares = step.transformer.blocks, step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:  # nothing travels, except to helpers
-            attend = attend or local(self._kernel)
-        else:
-            mine = shares.tokens_of(self._mesh.rank)
-            tokens = tokens.shard(mine.start, mine.stop)
-            if (choice, shares) not in self._attends:
-                self._attends[choice, shares] = self._builds[choice](shares)
-            attend = attend or self._attends[choice, shares]
-        return through_blocks(step.transformer.blocks, tokens, attend, step.number)
+            return through_blocks(blocks, tokens, attend or local(self._kernel), step.number)
+        own = attend or self._attend(choice, shares)
+        if isinstance(own, Dealt):
+            return through_dealt_blocks(blocks, tokens, self._deals(step, own), step.number)
+        mine = shares.tokens_of(self._mesh.rank)
+        return through_blocks(blocks, tokens.shard(mine.start, mine.stop), own, step.number)
 
-    def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
+    def _attend(self, choice: Choice, shares: Shares) -> Attend | Dealt:
+        """Return this rank's attention function of a form, made once for each division of tokens."""
+        if (choice, shares) not in self._attends:
+            self._attends[choice, shares] = self._builds[choice](shares)
+        return self._attends[choice, shares]
+
+    def _deals(self, step: Step, dealt: Dealt) -> list[Deal]:
+        """Return how an attention form that deals tokens to ranks deals them in each transformer block."""
+        sites = [block.sites[0] for block in step.transformer.blocks]
+        return dealt.by_layer(sites, step.tokens.hidden_states.device)
+
+    def _of_all_tokens(self, step: Step, values: Tensor, choice: Choice) -> Tensor:
         """Return the values of all tokens, [B, S, values], gathered from the ranks that hold the tokens.
 
-        values: values of this rank's tokens, [B, tokens, values].
+        values: values of this rank's tokens, [B, tokens, values], after the last block. choice: attention
+        form that was used.
         """
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values
+        attend = self._attend(choice, shares)
+        if isinstance(attend, Dealt):
+            return self._deals(step, attend)[-1].gather(values)
         # A redistribution moves [B, tokens, heads, D]: here D values of a single head.
         held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from paradit.attention.patterns import FULL, Pattern
 from paradit.distributed.shares import Boxes, Shares, rows_between
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.discrete_events import (
@@ -45,6 +46,10 @@ class Branch:
     row_bytes: int
     """Bytes of one token in one head, for all videos in the batch."""
     batch: int
+    pattern: Pattern = FULL
+    """Pattern of the layer's self-attention."""
+    sparse_patterns: tuple[Pattern, ...] = ()
+    """Patterns of the model's sparse layers, in the order of the layers."""
 
     @property
     def tokens(self) -> Boxes:

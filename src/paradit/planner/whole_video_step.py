@@ -156,6 +156,8 @@ def branches_of(
                 costs=[costs[held] for held in shares.tokens],
                 row_bytes=batch * spec.attention_head_dim * ITEMSIZE[simulator.dtype],
                 batch=batch,
+                pattern=pattern,
+                sparse_patterns=tuple(other for other in spec.patterns if other != FULL),
             )
             branches.append((branch, layer(branch, choice)))
     return branches, computed // batch

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.attention.base import Attend, Dealt, Layout, Projection, Site, Wait
 from paradit.attention.join import join
 from paradit.attention.local_attention import unattended
 from paradit.attention.measured import MeasuredKernel
@@ -28,7 +28,7 @@ from paradit.distributed.shares import Shares
 from paradit.distributed.timing import TIMES, Link, now
 from paradit.distributed.transport import Transfer, Transport
 from paradit.models.protocol import Block, T, Tokens
-from paradit.parallel.run_blocks import run, run_interleaved, through_blocks
+from paradit.parallel.run_blocks import run, run_interleaved, through_blocks, through_dealt_blocks
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,16 @@ def rehearse(
 
     attend = join(Sharers(transport, divide), choice, attended)(shares)
     rehearsed = [_RehearsedBlock(block, clock) for block in blocks]
-    tokens = rehearsed_tokens(blocks[0].attentions[0].value)
-    run_interleaved([through_blocks(rehearsed, tokens, attend) for _ in range(streams)], choice.lag)
+    value = blocks[0].attentions[0].value
+    works: list[Generator[Wait, None, RehearsedTokens]]
+    if isinstance(attend, Dealt):
+        batch, _, heads, depth = value.shape
+        whole = rehearsed_tokens(value.new_empty(batch, shares.num_tokens, heads, depth))
+        deals = attend.by_layer([block.sites[0] for block in rehearsed], value.device)
+        works = [through_dealt_blocks(rehearsed, whole, deals) for _ in range(streams)]
+    else:
+        works = [through_blocks(rehearsed, rehearsed_tokens(value), attend) for _ in range(streams)]
+    run_interleaved(works, choice.lag)
     return clock.now
 
 
@@ -144,6 +152,9 @@ class _RehearsedTransport(Transport):
         self.rank, self.num_ranks = rank, num_ranks
         self._clock, self._link = clock, link
         self._free = 0.0
+
+    def among(self, ranks: Sequence[int]) -> Transport:
+        return _RehearsedTransport(self._clock, self._link, list(ranks).index(self.rank), len(ranks))
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
         like = outgoing[self.rank]
@@ -175,18 +186,24 @@ class _RehearsedBlock(Block["RehearsedTokens"]):
     def __init__(self, cost: BlockCost, clock: _Clock) -> None:
         self._cost, self._clock = cost, clock
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        attentions = enumerate(self._cost.attentions)
+        return tuple(Site(0, str(number), pattern=cost.pattern) for number, cost in attentions)
+
     def run(self, tokens: RehearsedTokens, attend: Attend) -> Generator[Wait, None, RehearsedTokens]:
-        for number, cost in enumerate(self._cost.attentions):
-            yield from attend(
-                Site(0, str(number), pattern=cost.pattern), self._projected(cost), tokens.layout
-            )
+        for site, cost in zip(self.sites, self._cost.attentions, strict=True):
+            yield from attend(site, self._projected(cost, tokens), tokens.layout)
         self._clock.now += self._cost.finish
         return tokens
 
-    def _projected(self, cost: AttentionCost) -> Projection:
+    def _projected(self, cost: AttentionCost, tokens: RehearsedTokens) -> Projection:
+        # A form that deals tokens may give a rank a few more or less than it was measured with.
+        batch, _, heads, depth = cost.value.shape
+        value = cost.value.new_empty(batch, tokens.hidden_states.shape[1], heads, depth)
         for taken in cost.projections:
             self._clock.now += taken
-            yield cost.value
+            yield value
 
 
 class _StillRope(Rope):
@@ -196,6 +213,9 @@ class _StillRope(Rope):
         return x
 
     def shard(self, start: int, stop: int) -> Rope:  # noqa: ARG002
+        return self
+
+    def take(self, held: Tensor) -> Rope:  # noqa: ARG002
         return self
 
     def followed_by(self, other: Rope) -> Rope:  # noqa: ARG002
