@@ -107,11 +107,14 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], str]] = {
         original(random_lora(transformer("i2v"), r".*(to_[qkv]|add_[kv]_proj)")),
         "blocks.0.attn2.add_k",
     ),
-    "a norm": (one("transformer.blocks.0.norm2.lora_A.weight"), "nothing to merge blocks.0.norm2.lora_A.wei"),
-    "one factor": (one("transformer.proj_out.lora_A.weight"), "merge proj_out.lora_A.weight [3, 64] into"),
+    "a norm": (one("transformer.blocks.0.norm2.lora_A.weight"), "no weights for blocks.0.norm2.lora_A.wei"),
+    "one factor": (
+        one("transformer.proj_out.lora_A.weight"),
+        "no weights for proj_out.lora_A.weight [3, 64]",
+    ),
     "foreign alphas": (
         one("transformer.blocks.0.attn1.to_q.alpha"),
-        "merge blocks.0.attn1.to_q.alpha",
+        "no weights for blocks.0.attn1.to_q.alpha",
     ),
     "unknown key": (one("diffusion_model.lora_router.weight"), "cannot be converted by diffusers"),
     "kohya's, not whole": ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": ZEROS}, "(KeyError"),
@@ -129,9 +132,9 @@ def test_files_that_are_broken(spec: ModelSpec, good: Path, tmp_path: Path) -> N
     content = good.read_bytes()
     path = tmp_path / "lora.safetensors"
     for broken, wanted in {
-        b"": "is not a safetensors file",
+        b"": "is not a safetensors file, or is cut off: download it again",
         b"PK\x03\x04" + bytes(2000): "is not a safetensors file: convert it",
-        content[:4000]: "is not a safetensors file",
+        content[:4000]: "is not a safetensors file, or is cut off: download it again",
         content[:-100]: "is cut off: it has .. bytes",
     }.items():
         path.write_bytes(broken)

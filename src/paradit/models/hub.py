@@ -105,8 +105,14 @@ def download_file(repo: str, name: str, revision: str | None = None) -> Path:
 
     If the hub cannot be asked, a copy that is in the cache already is used. Raises HubError.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    try:
+        list_model(repo)  # fails at once; a download would try several times
+    except HubError:
+        if isinstance(found := try_to_load_from_cache(repo, name), str):
+            return Path(found)
+        raise
     with _asking(repo):
         return Path(hf_hub_download(repo, name, revision=revision, etag_timeout=TIMEOUT))
 

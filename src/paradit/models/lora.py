@@ -24,6 +24,8 @@ _OTHER_KINDS = {
     "lora_te": "a LoRA of the text encoder",
 }
 """Mapping from parts of tensor names to the kinds of adapters that have them; none of them can be merged."""
+_PICKLED = (b"PK", b"\x80\x02")
+"""First bytes of files that torch.save writes, in its present form and its earlier one."""
 _LAYER = re.compile(r"(?:^|[._])(single_)?(?:double_|transformer_)?blocks[._](\d+)[._]")
 _QUERY = re.compile(r"(?:to_q|attn[._]q|img_attn_qkv)\.(?:lora_A|lora_down)\.weight$")
 
@@ -82,7 +84,10 @@ def read_shapes(file: str, path: Path) -> Shapes:
     except OSError as error:
         raise InputError(f"lora {file!r} cannot be read: {error.strerror}") from None
     except ValueError:
-        raise InputError(not_safetensors(file)) from None
+        with path.open("rb") as stream:
+            pickled = stream.read(2) in _PICKLED
+        again = f"lora {file!r} is not a safetensors file, or is cut off: download it again"
+        raise InputError(not_safetensors(file) if pickled else again) from None
     end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if end > size:
         raise InputError(f"lora {file!r} is cut off: it has {size} of {end} bytes")

@@ -79,8 +79,8 @@ class LoraWeights:
         if wrong:
             shapes = ", ".join(f"{name} {list(tensors[name].shape)}" for name in wrong[:SHOWN])
             raise InputError(
-                f"lora {self._lora.file!r} does not fit {type(transformer).__name__} of this model: it has "
-                f"nothing to merge {shapes}{_more(wrong)} into"
+                f"lora {self._lora.file!r} does not fit {type(transformer).__name__} of this model, which "
+                f"has no weights for {shapes}{_more(wrong)}"
             )
         left = self._left_out
         if not left:
