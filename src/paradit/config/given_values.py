@@ -1,4 +1,4 @@
-"""Pictures and videos that a request gives as values, written to files, so that all else has paths only."""
+"""Files for the pictures and videos that a request gives as values, so that other code sees only paths."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from paradit.config.requests import Request
 
 @contextmanager
 def as_files(request: Request) -> Iterator[Request]:
-    """Return the request with paths in place of PIL images and arrays, which are files until `with` ends.
+    """Context manager that puts paths in place of PIL images and arrays; the files exist until `with` ends.
 
-    Raises InputError for values that are no pictures, and if they cannot be written.
+    Raises InputError for values that are not pictures, and if they cannot be written.
     """
     if not isinstance(request, Request):
         raise InputError(f"request must be a Request, got {shown(request)}")

@@ -24,11 +24,11 @@ DEFAULT_STRENGTH = 0.8
 
 
 def with_inputs(found: Mapping[str, Any], spec: ModelSpec, *, multiple: int, endless: bool) -> dict[str, Any]:
-    """Return the fields of a request that its pictures decide, after checking these; none without pictures.
+    """Check a request's pictures, and return the fields that they decide; none without pictures.
 
-    They decide the size, unless it is given, and a video the length. found: fields of the request, checked;
-    width, height, num_frames and strength are None if they are not given. multiple: number of pixels that
-    sides must be a multiple of. endless: whether the video to make has no end. Raises InputError.
+    They decide the size, unless it is given; a video also decides the length. found: fields of the request,
+    checked; width, height, num_frames and strength are None if they are not given. multiple: number of pixels
+    that sides must be a multiple of. endless: whether the video to make has no end. Raises InputError.
     """
     _check_together(found, [name for name in INPUTS if found[name] is not None], spec, endless=endless)
     made: dict[str, Any] = {name: _path(name, found[name]) for name in INPUTS if found[name] is not None}
@@ -50,7 +50,7 @@ def with_inputs(found: Mapping[str, Any], spec: ModelSpec, *, multiple: int, end
 
 
 def input_notes(video: str | None, fps: float, num_frames: int) -> list[str]:
-    """Return what becomes of a request's video, in a line; empty without a video, or if it stays as it is."""
+    """Return a line on how a request's video is converted and cut; none without a video, or if it is not."""
     if video is None:
         return []
     from paradit.inputs.videos import video_facts

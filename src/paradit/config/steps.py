@@ -24,7 +24,7 @@ MAX_STEPS = TRAINING_TIMESTEPS
 """Largest number of denoising steps; more steps would repeat some of the training timesteps."""
 MAX_SHIFT = 100
 ASSUMED_SHIFT = 5.0
-"""Timestep shift by which steps are counted for each expert if the model's own shift is not known."""
+"""Timestep shift that is assumed, to count the steps of each expert, if the model's own is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

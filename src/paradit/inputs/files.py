@@ -17,12 +17,11 @@ It is Pillow's limit, above which it warns of files that are small and decode to
 a picture take 270 MB.
 """
 MIN_SIDE = 16
-"""Smallest width and height of a picture or video, in pixels; less is not enough for one of a model's tokens.
-"""
+"""Smallest width and height of a picture or video, in pixels, about those of a model's smallest token."""
 
 
 def input_file(name: str, path: str) -> Path:
-    """Return the absolute path of a file that exists and has something in it. Raises InputError.
+    """Return the absolute path of a file, after checking that it exists and is not empty. Raises InputError.
 
     name: name of the option that gave the path, for error messages.
     """

@@ -13,8 +13,8 @@ def fitted(picture: Image.Image, aspect: float, width: int, height: int, fit: st
     """Return an RGB picture at a size, uint8 `[height, width, 3]`, resampled once (Lanczos).
 
     aspect: width divided by height of the picture as it is shown; videos may have pixels that are not square.
-    fit: `cover` cuts off what sticks out, equally on both sides; `contain` adds black bars; `stretch` keeps
-    neither shape nor bars. A picture that has the size already is unchanged.
+    fit: `cover` cuts off what sticks out, equally on both sides; `contain` adds black bars; `stretch` changes
+    the aspect. A picture that already has the size is unchanged.
     """
     size, wanted = (width, height), width / height
     if fit == "contain":

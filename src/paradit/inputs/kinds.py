@@ -1,4 +1,4 @@
-"""Kinds of files: which formats are read, as pictures or as videos."""
+"""Formats of the files that are read, as pictures or as videos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAFE = {
     "format_whitelist": "mov,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,asf,ogg,h264,hevc,m4v,mpegvideo,ivf",
     "protocol_whitelist": "none",
 }
-"""Options of FFmpeg that let a file be of these containers only, and refer to no other file or address."""
+"""Options of FFmpeg that allow only these containers, and no reference to another file or address."""
 BROKEN = (av.FFmpegError, OSError, ValueError, LookupError, ArithmeticError, MemoryError, EOFError)
 """Exceptions that PyAV and NumPy raise for files that are not valid."""
 _FILTERS = threading.Lock()  # Python's list of warning filters belongs to all threads

@@ -18,7 +18,7 @@ from paradit.inputs.kinds import is_video, num_moving, open_picture, quiet
 
 
 def picture_size(name: str, path: str) -> tuple[int, int]:
-    """Return the width and height of a picture file, held upright, after decoding it whole once.
+    """Return the width and height of a picture file when it is upright, after decoding all of it once.
 
     name: name of the option that gave the path. Raises InputError if the file is not one whole picture.
     """
@@ -65,7 +65,7 @@ def _opened(name: str, path: Path) -> Iterator[Image.Image]:
 
 
 def _what_instead(path: Path) -> str:
-    """Return what a file is that is not a picture in a known format, and what to do, for an error message."""
+    """Return the end of an error message about a file that cannot be read as a picture."""
     with path.open("rb") as file:
         start = file.read(12)
     if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif"):
@@ -76,7 +76,7 @@ def _what_instead(path: Path) -> str:
 
 
 def upright_rgb(said: str, picture: Image.Image) -> Image.Image:
-    """Return a picture in RGB with 8 bits, held upright and laid over black.
+    """Return a picture in RGB with 8 bits, turned upright and laid over black.
 
     said: what error messages call the picture. Raises InputError if its kind of values is not supported, and
     whatever Pillow raises if it cannot be decoded.

@@ -65,7 +65,7 @@ class _Opened:
 
 
 def video_facts(name: str, path: str, fps: float) -> VideoFacts:
-    """Return what a video file says of itself.
+    """Return the facts that a video file states about itself.
 
     name: name of the option that gave the path. fps: rate to convert the video to. Raises InputError if the
     file is not a video.
@@ -77,7 +77,8 @@ def video_facts(name: str, path: str, fps: float) -> VideoFacts:
 def count_frames(name: str, path: str, fps: float, most: int) -> int:
     """Return the number of frames of a video converted to a rate, or `most` if there are more.
 
-    They are decoded. name: name of the option that gave the path. Raises InputError if that fails.
+    The frames are decoded to count them. name: name of the option that gave the path. Raises InputError if
+    they cannot be decoded.
     """
     found = input_file(name, path)
     return _count(name, found, stamp(found), fps, most)
@@ -166,7 +167,7 @@ def _array(name: str, path: Path, fps: float) -> _Opened:
 def _video(name: str, path: Path, container: InputContainer) -> _Opened:
     said = f"{name} {shown(path.name)}"
     if not container.streams.video:
-        raise InputError(f"{said} has no pictures, only sound or data")
+        raise InputError(f"{said} has no video stream, only sound or data")
     stream = container.streams.video[0]
     if stream.codec_context is None:  # FFmpeg has no decoder for it
         raise InputError(f"{said} {UNKNOWN}")

@@ -114,7 +114,7 @@ def _check(lora: Lora, shapes: Shapes, spec: ModelSpec) -> None:
 
 def _parsed(asked: str) -> tuple[str, float, Expert | None]:
     """Return the file, scale and expert that FILE[=SCALE][@high|@low] names. Raises InputError."""
-    # A file may have any characters in its name, and so may a page, which is refused later.
+    # A file may have any characters in its name, and so may a URL, which is refused later.
     if named("lora", asked).exists() or asked.startswith(("http://", "https://")):
         return asked, 1.0, None
     found = _ASKED.fullmatch(asked)

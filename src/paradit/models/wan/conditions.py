@@ -1,6 +1,6 @@
 """Effects of a request's pictures on a Wan model's denoising, one class for each way to take pictures.
 
-They equal WanImageToVideoPipeline and WanVideoToVideoPipeline.
+The results equal those of WanImageToVideoPipeline and WanVideoToVideoPipeline.
 """
 
 from __future__ import annotations

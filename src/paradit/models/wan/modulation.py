@@ -1,6 +1,6 @@
 """Time embeddings of a Wan transformer, and the shifts, scales and gates that its layers make of them.
 
-If tokens have timesteps of their own, these are few: there is one for each frame, or even fewer. So they are
+If tokens have timesteps of their own, only a few of these differ: at most one for each frame. So they are
 embedded in a small table, and layers look up each token's row when they need it.
 """
 
@@ -61,7 +61,7 @@ def modulation(
         distinct, index = timestep.flatten(), batch[:, None] * frames + frame
     else:
         distinct, index = timestep.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    # As many as round as if there were a row for each token.
+    # At least so many rows that products round as if there were a row for each token.
     least = min(LEAST_ROWS, len(timestep) * frames * height * width)
     padding = distinct.new_zeros(max(0, least - len(distinct)))
     return _table(embedder, torch.cat([distinct, padding]), dtype, index)

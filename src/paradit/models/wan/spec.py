@@ -146,7 +146,7 @@ def joins_channels(spec: ModelSpec) -> bool:
 
 
 def _check_transformers(spec: ModelSpec) -> None:
-    """Refuse transformers that read something else than the pipeline gives them. Raises InputError."""
+    """Refuse transformers that do not read what the pipeline gives them. Raises InputError."""
     latents = spec.vae.z_dim
     # A mask with a channel for each frame that a latent frame covers, and the encoded pictures.
     others = spec.vae.temporal_compression + latents if joins_channels(spec) else 0
