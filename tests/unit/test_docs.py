@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import typer
 from PIL import Image
 
+import paradit
 from paradit.cli.main import COMMANDS, app
 from paradit.video.writer import open_video
 from paths import ROOT
@@ -114,6 +116,12 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield words[1:]
             elif "paradit" in words and words[0] == "torchrun":
                 yield words[words.index("paradit") + 1 :]
+
+
+def test_every_argument_of_generate_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    for name in inspect.signature(paradit.generate).parameters:
+        assert re.search(rf"^    {name}\b", page, re.MULTILINE), name
 
 
 SHOWN = [*sorted((DOCS / "guides").glob("*.md")), DOCS / "index.md", ROOT / "README.md"]

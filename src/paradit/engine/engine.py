@@ -67,8 +67,8 @@ class Engine:
     ) -> None:
         """Set up an engine; nothing is loaded before the first request. Raises InputError.
 
-        model: `bundled`, a folder, or a hub id. loras: LoRA files to merge into it, as for `--lora`:
-        "FILE=0.8@high". placement: which ranks do which stages; None: one rank, in a
+        model: "shapes" (bundled), a folder, or a hub id. loras: LoRA files to merge into it, as for `--lora`,
+        such as "FILE=0.8@high". placement: which ranks do which stages; None: one rank, in a
         thread of this process; "auto": the fastest placement. plan_for: requests for which "auto" chooses; if
         empty, it chooses for the first request that is submitted. hang_limit: seconds without progress on any
         rank after which ranks are considered hung. emit: function called with every event of all jobs, in the
