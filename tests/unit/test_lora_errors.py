@@ -1,15 +1,17 @@
 """LoRA files that cannot be merged: each is refused in one line, before any weights are read."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_files import original, random_lora, saved
+from lora_files import kohya, original, random_lora, saved
 from messages import says
 from paradit.config.errors import InputError
 from paradit.models import find_lora
@@ -92,6 +94,11 @@ def one(key: str) -> dict[str, Tensor]:
     return {**random_lora(transformer()), key: ZEROS}
 
 
+def one_of(values: Tensor) -> dict[str, Tensor]:
+    """Return a LoRA with these values in one of its tensors."""
+    return {**random_lora(transformer()), "transformer.blocks.0.attn1.to_q.lora_A.weight": values}
+
+
 CONTENTS: dict[str, tuple[dict[str, Tensor], str]] = {
     "dora": (one("diffusion_model.blocks.0.self_attn.q.dora_scale"), "cannot be merged: it is DoRA"),
     "dora of peft": (one("transformer.blocks.0.attn1.to_q.lora_magnitude_vector"), "it is DoRA"),
@@ -115,6 +122,37 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], str]] = {
     "foreign alphas": (
         one("transformer.blocks.0.attn1.to_q.alpha"),
         "no weights for blocks.0.attn1.to_q.alpha",
+    ),
+    "whole numbers": (
+        one_of(torch.zeros(3, 64, dtype=torch.int32)),
+        "has values of I32, not of one of F64, F32",
+    ),
+    "not a number": (
+        one_of(torch.full((3, 64), torch.nan)),
+        "is damaged: transformer.blocks.0.attn1.to_q.lora_A",
+    ),
+    "infinite in fp8": (
+        one_of(torch.full((3, 64), torch.inf, dtype=torch.float8_e5m2)),
+        "is damaged: .. not finite",
+    ),
+    "alpha not a number": (
+        kohya(random_lora(transformer()), alpha=float("nan")),
+        "is damaged: .. .alpha has",
+    ),
+    "alphas missing": (
+        {key: one for key, one in kohya(random_lora(transformer()), alpha=1).items() if "alpha" not in key},
+        "cannot be converted by diffusers (KeyError: 'blocks_0_self_attn_q.alpha')",
+    ),
+    "several alphas": (
+        {
+            key: torch.ones(2) if key.endswith("alpha") else one
+            for key, one in kohya(random_lora(transformer()), alpha=1).items()
+        },
+        "cannot be converted by diffusers (RuntimeError",
+    ),
+    "of rank 0": (
+        {key: one[:0] if "lora_A" in key else one[:, :0] for key, one in random_lora(transformer()).items()},
+        "nothing to merge blocks.0.attn1.to_k.lora_A.weight [0, 64]",
     ),
     "unknown key": (one("diffusion_model.lora_router.weight"), "cannot be converted by diffusers"),
     "kohya's, not whole": ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": ZEROS}, "(KeyError"),
@@ -142,6 +180,57 @@ def test_files_that_are_broken(spec: ModelSpec, good: Path, tmp_path: Path) -> N
     path.unlink()
     path.mkdir()
     assert says(refusal(spec, path), "is a folder: name the file in it")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        assert says(refusal(spec, tmp_path / f"{name}.safetensors"), "is not a regular file")
+
+
+def test_headers_that_are_wrong(spec: ModelSpec, good: Path, tmp_path: Path) -> None:
+    content, path = good.read_bytes(), tmp_path / "lora.safetensors"
+    length = int.from_bytes(content[:8], "little")
+    header, rest = json.loads(content[8 : 8 + length]), content[8 + length :]
+    first, entry = next((key, one) for key, one in header.items() if key != "__metadata__")
+    begin, end = entry["data_offsets"]
+    for wrong in (
+        {"dtype": "Q4"},
+        {"dtype": None},
+        {"shape": [10**18, 64]},
+        {"shape": [-3, -64]},
+        {"data_offsets": [begin - 10**6, end]},
+        {"data_offsets": [begin + 4, end + 4]},
+    ):
+        text = json.dumps({**header, first: entry | wrong}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+        assert says(refusal(spec, path), "is not a valid safetensors file: Error while deserializing header")
+    for text, wanted in {
+        b'{"a":' * 50_000: "is not a safetensors file",
+        json.dumps({**header, "__metadata__": [1]}).encode(): "is not a valid safetensors file",
+    }.items():
+        path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+        assert says(refusal(spec, path), wanted)
+    path.write_bytes(content + bytes(8))
+    assert says(refusal(spec, path), "is not a valid safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ("{r", "cannot be read as JSON"),
+        ("[1]", "must hold a JSON object, got [1]"),
+        ('{"transformer.r": 0}', "r must be at least 1, got 0"),
+        ('{"transformer.lora_alpha": "8"}', "lora_alpha must be a number, got '8'"),
+        ('{"transformer.lora_alpha": NaN}', "lora_alpha must be a finite number"),
+        ('{"transformer.alpha_pattern": {"(": 1}}', "'(' is not a regular expression: missing )"),
+        ('{"transformer.rank_pattern": ["a"]}', "rank_pattern must be an object of whole numbers"),
+        ('{"transformer.use_dora": true}', "cannot be merged: it is DoRA"),
+    ],
+)
+def test_settings_that_are_wrong(settings: str, wanted: str, spec: ModelSpec, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(random_lora(transformer()), path, metadata={"lora_adapter_metadata": settings})
+    said = refusal(spec, path)
+    assert says(said, wanted), said
 
 
 def test_left_out_parts_are_warned_of(spec: ModelSpec, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def _request(line: str, where: str, folder: Path) -> Given:
     with named(where):
         found = read_all(_fields(), {"prompt": plain.pop("prompt", None), **plain})
     for name in INPUTS:
-        if isinstance(path := found.get(name), str) and ":/" not in path:  # a URL is refused later
+        path = found.get(name)
+        if isinstance(path, str) and path and ":/" not in path:  # a URL is refused later
             found[name] = os.path.join(folder, os.path.expanduser(path))  # noqa: PTH111, PTH118 (never raise)
     return Given(fields=found, where=where)
 

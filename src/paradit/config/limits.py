@@ -21,6 +21,8 @@ MAX_FRAMES = 10**6
 MAX_SECONDS = 10**7
 """Largest number of seconds that a user may give; about four months."""
 MAX_GUIDANCE = 1000
+MIN_SHIFT, MAX_SHIFT = 0.01, 100
+"""Smallest and largest timestep shift; models have 1 to 12."""
 MAX_SIDE = 2**14
 """Largest width, and largest height, of a video in pixels."""
 MAX_TILE = 2**16

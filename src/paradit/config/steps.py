@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.config.limits import MAX_GUIDANCE, amount, shown, typed, whole
+from paradit.config.limits import MAX_GUIDANCE, MAX_SHIFT, MIN_SHIFT, amount, shown, typed, whole
 from paradit.config.presets import Preset, find_preset
 from paradit.models.flow_schedulers import (
     FLOW_SCHEDULERS,
@@ -17,12 +17,14 @@ from paradit.models.flow_schedulers import (
     model_timesteps,
     names_that_take_timesteps,
     scheduler_of_class,
+    shifted,
 )
 from paradit.models.spec import ModelSpec
 
 MAX_STEPS = TRAINING_TIMESTEPS
 """Largest number of denoising steps; more steps would repeat some of the training timesteps."""
-MAX_SHIFT = 100
+LEAST_STEP = 1e-6
+"""Smallest difference between the noise levels of two steps; less may be none in fp32."""
 ASSUMED_SHIFT = 5.0
 """Timestep shift that is assumed, to count the steps of each expert, if the model's own is not known."""
 
@@ -111,7 +113,9 @@ class Steps:
 
     def flow_scheduler(self, spec: ModelSpec) -> FlowScheduler | None:
         """Return the scheduler, or None if it is one in the model's folder that `--scheduler` cannot name."""
-        return find_scheduler(self.scheduler) if self.scheduler else scheduler_of_class(spec.scheduler)
+        if self.scheduler is None:
+            return scheduler_of_class(spec.scheduler)
+        return find_scheduler(self.scheduler)
 
     def model_timesteps(self, spec: ModelSpec) -> tuple[float, ...]:
         """Return the timesteps that the transformer gets, one for each evaluation, computed without torch.
@@ -152,8 +156,8 @@ def resolved_steps(asked: AskedSteps, spec: ModelSpec) -> dict[str, Any]:
     Raises InputError, one line that names the field, its value and the nearest valid one.
     """
     _check_flow(asked, spec)
-    name = asked.preset or spec.preset
-    preset = find_preset(name) if name else None
+    name = spec.preset if asked.preset is None else asked.preset
+    preset = None if name is None else find_preset(name)
     given, steps = _timesteps(asked.timesteps), asked.num_inference_steps
     if given and steps not in (None, len(given)):
         raise InputError(
@@ -174,15 +178,17 @@ def resolved_steps(asked: AskedSteps, spec: ModelSpec) -> dict[str, Any]:
     hint = "1 turns guidance off"
     found: dict[str, Any] = {
         "preset": name,
-        "scheduler": asked.scheduler or (preset and preset.scheduler),
-        "shift": None if shift is None else amount("shift", shift, most=MAX_SHIFT),
+        "scheduler": preset.scheduler if preset and asked.scheduler is None else asked.scheduler,
+        "shift": None if shift is None else amount("shift", shift, least=MIN_SHIFT, most=MAX_SHIFT),
         "timesteps": given,
         "num_inference_steps": whole("num_inference_steps", steps, most=MAX_STEPS),
         "guidance_scale": amount("guidance_scale", guidance, most=MAX_GUIDANCE, hint=hint),
         "guidance_scale_2": _guidance_scale_2(asked.guidance_scale_2, spec),
     }
     found["expert_step"] = _expert_step(asked.expert_step, preset, found["num_inference_steps"], spec)
-    _check_scheduler(Steps(**found), spec)
+    made = Steps(**found)
+    _check_scheduler(made, spec)
+    _check_levels(made, spec)
     return found
 
 
@@ -239,6 +245,19 @@ def _expert_step(value: object, preset: Preset | None, steps: int, spec: ModelSp
         return preset.expert_step if preset and steps == len(preset.timesteps) else None
     hint = "the steps that the high-noise expert takes"
     return whole("expert_step", value, least=0, most=steps, hint=hint)
+
+
+def _check_levels(steps: Steps, spec: ModelSpec) -> None:
+    """Refuse timesteps that are the same noise level, or no noise, after the shift. Raises InputError."""
+    shift = steps.shift or spec.shift or ASSUMED_SHIFT
+    given = steps.timesteps or ()
+    levels = [*(shifted(sigma, shift) for sigma in steps.sigmas or ()), 0.0]
+    for timestep, level, following in zip(given, levels, levels[1:], strict=False):
+        if level - following < LEAST_STEP:
+            raise InputError(
+                f"timesteps: {timestep:.9g} is followed by nearly the same noise level after the shift of "
+                f"{shift:g}: leave it out"
+            )
 
 
 def _check_scheduler(steps: Steps, spec: ModelSpec) -> None:

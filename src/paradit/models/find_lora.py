@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from paradit.config.limits import shown, typed
 from paradit.files import named
 from paradit.models import hub
 from paradit.models.folder import bundled_folder, check_name
-from paradit.models.lora import EXPERTS, Expert, Lora, Shapes, check_shapes, not_safetensors, read_shapes
+from paradit.models.lora import EXPERTS, Entry, Expert, Lora, check_entries, not_safetensors, read_entries
 from paradit.models.spec import ModelSpec
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -93,7 +93,7 @@ def _found(asked: str | Path, spec: ModelSpec) -> Lora:
     lora = Lora(file=file, path="", sha256="", scale=scale, expert=expert)
     if path := _file(file):
         return _local(lora, path, spec)
-    _check(lora, _shapes_on_hub(file), spec)
+    _check(lora, _entries_on_hub(file), spec)
     return lora
 
 
@@ -103,13 +103,13 @@ def _complete(lora: Lora, spec: ModelSpec) -> Lora:
 
 def _local(lora: Lora, path: Path, spec: ModelSpec) -> Lora:
     """Return the LoRA with a file on this machine, after checking it. Raises InputError."""
-    _check(lora, read_shapes(lora.file, path), spec)
+    _check(lora, read_entries(lora.file, path), spec)
     return replace(lora, path=str(path), sha256=_hash(lora.file, path))
 
 
-def _check(lora: Lora, shapes: Shapes, spec: ModelSpec) -> None:
+def _check(lora: Lora, entries: Mapping[str, Entry], spec: ModelSpec) -> None:
     sizes = spec.transformers[lora.index]
-    check_shapes(lora.file, shapes, width=sizes.width, layers=sizes.num_layers, model=spec.name)
+    check_entries(lora.file, entries, width=sizes.width, layers=sizes.num_layers, model=spec.name)
 
 
 def _parsed(asked: str) -> tuple[str, float, Expert | None]:
@@ -202,14 +202,14 @@ def bundled_loras() -> dict[str, Path]:
     return {path.stem: path for path in sorted((bundled_folder().parent / "loras").glob("*.safetensors"))}
 
 
-def _shapes_on_hub(file: str) -> Shapes:
+def _entries_on_hub(file: str) -> dict[str, Entry]:
     try:
-        shapes = hub.tensor_shapes(*_hub_file(file, Path(file)))
+        found = hub.read_tensors(*_hub_file(file, Path(file)))
     except hub.HubError as error:
         raise InputError(f"lora {file!r} cannot be read on the hub: {error}") from None
-    if shapes is None:
+    if found is None:
         raise InputError(not_safetensors(file))
-    return shapes
+    return {key: Entry(*one) for key, one in found.items()}
 
 
 def _download(file: str) -> Path:
@@ -223,7 +223,8 @@ def _missing(file: str, path: Path) -> str:
     if page := _HUB_PAGE.match(file):
         revision = "" if page[2] == "main" else f"@{page[2]}"
         return f"lora {file!r} does not exist: give it as '{page[1]}{revision}/{page[3]}'"
-    siblings = [one.name for one in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    there = path.parent.glob("*.safetensors") if path.parent.is_dir() else ()
+    siblings = [one.name for one in there if one.exists()]  # not broken links
     close = difflib.get_close_matches(path.name, [*siblings, *bundled_loras()], n=1)
     if close:
         found = str(path.parent / close[0]) if close[0] in siblings else close[0]

@@ -115,9 +115,9 @@ def model_timesteps(
         sigmas = [1 - alpha for alpha in _linspace(1, 1 / TRAINING_TIMESTEPS, steps + 1)[:0:-1]]
     else:
         # The smallest sigma has been shifted when the scheduler was made, and is shifted again below.
-        least = _shifted(1 / TRAINING_TIMESTEPS, shift)
+        least = shifted(1 / TRAINING_TIMESTEPS, shift)
         sigmas = _linspace(1, least, steps)
-    sigmas = [_shifted(sigma, shift) for sigma in sigmas]
+    sigmas = [shifted(sigma, shift) for sigma in sigmas]
     if scheduler.class_name == "UniPCMultistepScheduler" and sigmas[0] > 1 - 1e-6:
         sigmas[0] -= 1e-6  # as the class does
     found = [TRAINING_TIMESTEPS * sigma for sigma in sigmas]
@@ -132,5 +132,6 @@ def _linspace(first: float, last: float, number: int) -> list[float]:
     return [*(index * gap + first for index in range(number - 1)), last if number > 1 else first]
 
 
-def _shifted(sigma: float, shift: float) -> float:
+def shifted(sigma: float, shift: float) -> float:
+    """Return the noise level `sigma` after a timestep shift."""
     return shift * sigma / (1 + (shift - 1) * sigma)

@@ -161,10 +161,13 @@ def read_header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
         length = int.from_bytes(stream.read(8), "little")
         # In a file of another kind the length is arbitrary, and may be huge.
         header = stream.read(length) if length < file.stat().st_size else b""
-    # Decoded in two steps, because the header may also hold `__metadata__`, which is not a tensor.
-    tensors = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-    tensors.pop("__metadata__", None)
-    return length, {name: msgspec.json.decode(one, type=StoredTensor) for name, one in tensors.items()}
+    try:
+        # Decoded in two steps, because the header may also hold `__metadata__`, which is not a tensor.
+        tensors = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        tensors.pop("__metadata__", None)
+        return length, {name: msgspec.json.decode(one, type=StoredTensor) for name, one in tensors.items()}
+    except RecursionError:
+        raise ValueError("the header is nested too deeply") from None
 
 
 def _parameters(file: Path) -> int:

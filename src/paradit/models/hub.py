@@ -73,21 +73,28 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
 def find_file(repo: str, name: str, revision: str | None = None) -> Path | None:
     """Return the path of a file of `repo` in the hub's cache; None if it is on the hub only.
 
-    The hub is asked which content the file has now. If it cannot be asked, a copy in the cache is used.
-    Raises HubError if there is no such file.
+    The hub is asked for the file's newest commit. If it cannot be asked, a copy in the cache is used. Raises
+    HubError if there is no such file.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-    with _asking(repo):
-        told = hf_hub_download(repo, name, revision=revision, etag_timeout=TIMEOUT, dry_run=True)
-        path = Path(told.local_path)
-        return path if path.exists() else None
+    try:
+        with _asking(repo):
+            asked = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=TIMEOUT)
+        found = try_to_load_from_cache(repo, name, revision=asked.commit_hash or revision)
+    except HubError:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        if not isinstance(found, str):
+            raise
+    return Path(found) if isinstance(found, str) else None
 
 
-def tensor_shapes(repo: str, name: str, revision: str | None = None) -> dict[str, tuple[int, ...]] | None:
-    """Return the shapes of the tensors in a safetensors file on the hub; only its header is downloaded.
+def read_tensors(
+    repo: str, name: str, revision: str | None = None
+) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """Return the dtypes and shapes of the tensors in a safetensors file on the hub.
 
-    Returns None if the file is not a safetensors file. Raises HubError.
+    Only its header is downloaded. Returns None if the file is not a safetensors file. Raises HubError.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
@@ -97,7 +104,7 @@ def tensor_shapes(repo: str, name: str, revision: str | None = None) -> dict[str
             found = HfApi().parse_safetensors_file_metadata(repo, name, revision=revision)
         except SafetensorsParsingError:
             return None
-        return {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}
+        return {key: (one.dtype, tuple(one.shape)) for key, one in found.tensors.items()}
 
 
 def download_file(repo: str, name: str, revision: str | None = None) -> Path:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from paradit.config.errors import InputError
 from paradit.config.limits import shown
+from paradit.config.options import Option, decode_known, read_object
 from paradit.models.folder_json import read_header
 
 Expert = Literal["high", "low"]
@@ -26,6 +27,10 @@ _OTHER_KINDS = {
 """Mapping from parts of tensor names to the kinds of adapters that have them; none of them can be merged."""
 _PICKLED = (b"PK", b"\x80\x02")
 """First bytes of files that torch.save writes, in its present form and its earlier one."""
+_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Dtypes of tensors that can be merged, by safetensors' names."""
+_SETTINGS = "lora_adapter_metadata"
+"""Name, in a file's metadata, of the settings that diffusers writes there, as JSON."""
 _LAYER = re.compile(r"(?:^|[._])(single_)?(?:double_|transformer_)?blocks[._](\d+)[._]")
 _QUERY = re.compile(r"(?:to_q|attn[._]q|img_attn_qkv)\.(?:lora_A|lora_down)\.weight$")
 
@@ -69,40 +74,98 @@ def layer_of(name: str) -> tuple[bool, int] | None:
     return (bool(found[1]), int(found[2])) if found else None
 
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of the tensors in a LoRA file, by their names."""
+class Entry(NamedTuple):
+    """Entry for one tensor in a file's header: its dtype, by safetensors' name, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
-def read_shapes(file: str, path: Path) -> Shapes:
-    """Return the shapes of a file's tensors, and refuse a file that is not whole. Raises InputError.
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """Settings of the adapter that diffusers wrote into a LoRA file, for all modules and for some."""
+
+    r: Annotated[int, Option(least=1)] = 8
+    lora_alpha: Annotated[float, Option()] = 8
+    rank_pattern: Annotated[Mapping[str, int] | None, Option(least=1)] = None
+    """Ranks of modules that have their own, by regular expressions for the ends of the modules' names."""
+    alpha_pattern: Annotated[Mapping[str, float] | None, Option()] = None
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+def read_entries(file: str, path: Path) -> dict[str, Entry]:
+    """Return the entries of a file's tensors by name, and refuse a file that is not whole. Raises InputError.
 
     file: the file's name in error messages.
     """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"lora {file!r} is not a regular file: name a safetensors file")
     try:
-        length, tensors = read_header(path)
-        size = path.stat().st_size
+        _check_length(file, path)
+        with safe_open(path, framework="np") as stored:
+            read_settings(file, stored.metadata())
+            slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+            return {key: Entry(one.get_dtype(), tuple(one.get_shape())) for key, one in slices.items()}
     except OSError as error:
         raise InputError(f"lora {file!r} cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise InputError(f"lora {file!r} is not a valid safetensors file: {error}") from None
+
+
+def _check_length(file: str, path: Path) -> None:
+    """Refuse a file that is cut off, or of another kind. Raises InputError, or OSError."""
+    try:
+        length, tensors = read_header(path)
     except ValueError:
         with path.open("rb") as stream:
             pickled = stream.read(2) in _PICKLED
         again = f"lora {file!r} is not a safetensors file, or is cut off: download it again"
         raise InputError(not_safetensors(file) if pickled else again) from None
+    size = path.stat().st_size
     end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if end > size:
         raise InputError(f"lora {file!r} is cut off: it has {size} of {end} bytes")
-    return {key: tensor.shape for key, tensor in tensors.items()}
 
 
-def check_shapes(file: str, shapes: Shapes, *, width: int, layers: int, model: str) -> None:
+def read_settings(file: str, metadata: Mapping[str, str] | None) -> AdapterSettings | None:
+    """Return the settings in a file's metadata; None if there are none. Raises InputError.
+
+    file: the file's name in error messages.
+    """
+    text, where = (metadata or {}).get(_SETTINGS), f"lora {file!r}: {_SETTINGS} in its metadata"
+    if text is None:
+        return None
+    written = read_object(text, where)
+    if not written:
+        return None
+    own = {name.removeprefix("transformer."): value for name, value in written.items()}
+    settings = decode_known(AdapterSettings, own, where)
+    for pattern in (*(settings.rank_pattern or ()), *(settings.alpha_pattern or ())):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"{where}: {shown(pattern)} is not a regular expression: {error}") from None
+    return settings
+
+
+def check_entries(file: str, entries: Mapping[str, Entry], *, width: int, layers: int, model: str) -> None:
     """Refuse a file that is not a LoRA, or whose tensors show that it is for another model.
 
     file: the file's name in error messages. width: number of channels of the model's tokens. layers: number
     of the model's layers. model: the model's name. Raises InputError.
     """
-    _check_kind(file, shapes)
-    widths = {shape[1] for key, shape in shapes.items() if _QUERY.search(key) and shape[1:]}
-    highest = max((layer[1] for key in shapes if (layer := layer_of(key))), default=0)
+    _check_kind(file, entries)
+    for key, entry in entries.items():
+        if entry.dtype not in _DTYPES and not key.endswith(".alpha"):
+            raise InputError(
+                f"lora {file!r} cannot be merged: {shown(key)} has values of {entry.dtype}, not of one of "
+                f"{', '.join(_DTYPES)}"
+            )
+    widths = {entry.shape[1] for key, entry in entries.items() if _QUERY.search(key) and entry.shape[1:]}
+    highest = max((layer[1] for key in entries if (layer := layer_of(key))), default=0)
     what = (
         f"layers that are {max(widths)} channels wide, and {model!r} has {width}"
         if widths - {width}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from paradit.attention.patterns import FULL, Pattern
+from paradit.config.limits import MIN_SHIFT
 from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.plugins import imported
 from paradit.models.defaults import Defaults
@@ -362,7 +363,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     # A value that is not valid is reported by `scheduler_check`.
     return {
         "scheduler": str(read_index(folder)["scheduler"][1]),
-        "shift": float(shift) if isinstance(shift, int | float) and shift > 0 else None,
+        "shift": float(shift) if isinstance(shift, int | float) and shift >= MIN_SHIFT else None,
     }
 
 

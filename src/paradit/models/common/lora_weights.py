@@ -7,13 +7,12 @@ a LoRA whose layers it keeps.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
@@ -25,7 +24,7 @@ from torch.nn.functional import conv3d
 from paradit.config.errors import InputError
 from paradit.config.plugins import imported
 from paradit.models.folder_json import read_header
-from paradit.models.lora import Lora, layer_of
+from paradit.models.lora import AdapterSettings, Lora, layer_of, read_settings
 from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 
@@ -67,12 +66,13 @@ class LoraWeights:
     def check(self, transformer: Module) -> list[str]:
         """Check that every tensor of the file can be merged, by names and shapes, and return warnings.
 
-        transformer: the module to merge it into, which may be on the meta device. Raises InputError.
+        All values are read, since some that are not finite would make all of the video so. transformer: the
+        module to merge it into, which may be on the meta device. Raises InputError.
         """
         tensors = self._converted(self._stand_ins())
         if not tensors:
             raise InputError(f"lora {self._lora.file!r} has no LoRA keys for a transformer")
-        if self._settings.get("use_dora"):
+        if self._settings and self._settings.use_dora:
             raise InputError(f"lora {self._lora.file!r} cannot be merged: it is DoRA")
         modules = dict(transformer.named_modules())
         wrong = [name for name in tensors if not _fits(name, tensors, modules)]
@@ -82,33 +82,48 @@ class LoraWeights:
                 f"lora {self._lora.file!r} does not fit {type(transformer).__name__} of this model, which "
                 f"has no weights for {shapes}{_more(wrong)}"
             )
+        self._check_values()
         left = self._left_out
         if not left:
             return []
         names = ", ".join(left[:SHOWN])
         return [f"lora {self._lora.file!r}: as in diffusers, {names}{_more(left)} are not merged"]
 
+    def _check_values(self) -> None:
+        with safe_open(self._lora.path, framework="pt") as stored:
+            for key in self._shapes:
+                values = stored.get_tensor(key)
+                if not (values.float() if values.itemsize == 1 else values).isfinite().all():
+                    raise InputError(
+                        f"lora {self._lora.file!r} is damaged: {key} has values that are not finite numbers"
+                    )
+
     def _scaling(self, module: str) -> float:
         """Return the factor of a module's part, computed as peft does: scale x alpha / rank."""
         settings, scale = self._settings, self._lora.scale
-        if not settings:
+        if settings is None:
             return scale  # diffusers has multiplied the factors by any alphas in the file
-        rank = _of_pattern(settings.get("rank_pattern") or {}, module, settings.get("r", 8))
-        alpha = _of_pattern(settings.get("alpha_pattern") or {}, module, settings.get("lora_alpha", 8))
-        return scale * alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        rank = _of_pattern(settings.rank_pattern or {}, module, settings.r)
+        alpha = _of_pattern(settings.alpha_pattern or {}, module, settings.lora_alpha)
+        return scale * alpha / (math.sqrt(rank) if settings.use_rslora else rank)
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        """Settings of the adapter that diffusers wrote into the file; empty if there are none."""
+    def _settings(self) -> AdapterSettings | None:
+        """Settings of the adapter that diffusers wrote into the file; None if there are none."""
         with safe_open(self._lora.path, framework="pt") as stored:
-            written = json.loads((stored.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        return {name.removeprefix("transformer."): value for name, value in written.items()}
+            return read_settings(self._lora.file, stored.metadata())
 
     @cached_property
     def _shapes(self) -> Tensors:
         """Tensors without values, by their names in the file."""
         _, header = read_header(Path(self._lora.path))
         return {key: torch.empty(one.shape, device="meta") for key, one in header.items()}
+
+    @cached_property
+    def _alphas(self) -> Tensors:
+        """Alphas, by their names in the file: the converter reads their values."""
+        with safe_open(self._lora.path, framework="pt") as stored:
+            return {key: stored.get_tensor(key) for key in self._shapes if key.endswith(".alpha")}
 
     @cached_property
     def _left_out(self) -> list[str]:
@@ -129,8 +144,7 @@ class LoraWeights:
         return self._converted(tensors)
 
     def _stand_ins(self) -> Tensors:
-        # The converter reads the values of alphas.
-        return {key: torch.ones(()) if key.endswith(".alpha") else one for key, one in self._shapes.items()}
+        return self._shapes | self._alphas
 
     def _converted(self, tensors: Tensors) -> Tensors:
         try:
@@ -177,7 +191,13 @@ def _fits(name: str, tensors: Tensors, modules: dict[str, Module]) -> bool:
     if end == BIAS:
         return module.bias is not None and module.bias.shape == tensors[name].shape
     down, up = (tensors.get(name.removesuffix(end) + part) for part in (DOWN, UP))
-    if down is None or up is None or down.ndim != up.ndim or down.ndim != module.weight.ndim:
+    if (
+        down is None
+        or up is None
+        or not down.numel()
+        or down.ndim != up.ndim
+        or down.ndim != module.weight.ndim
+    ):
         return False
     outer = (module.weight.shape[0], down.shape[0], *(1 for _ in down.shape[2:]))
     return down.shape[1:] == module.weight.shape[1:] and up.shape == outer
@@ -193,7 +213,7 @@ def _with_prefix(tensors: Tensors) -> Tensors:
     return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
-def _of_pattern(pattern: dict[str, float], module: str, default: float) -> float:
+def _of_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
     """Return a module's own value among values by regular expression, matched as peft matches them."""
     return next((v for key, v in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
