@@ -275,6 +275,8 @@ def test_presets_of_published_models_are_their_authors(name: str, model: str, tm
         ({"timesteps": (1001, 500)}, "timesteps must be from 0 to 1000, got 1001: the nearest is 1000"),
         ({"timesteps": (500, 0)}, "timesteps must be"),
         ({"timesteps": ()}, "timesteps must be 1 to 1000 numbers, got 0"),
+        ({"timesteps": 500}, "timesteps must be a list of numbers, got 500 (int)"),
+        ({"timesteps": {1000: 1}}, "timesteps must be a list of numbers, got {1000: 1} (dict)"),
         (
             {"timesteps": LIST, "num_inference_steps": 8},
             "timesteps has 4 steps, and num_inference_steps is 8: leave one out",

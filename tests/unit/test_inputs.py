@@ -1,5 +1,6 @@
 """Pictures and videos that a request gives: reading, fitting, and what is refused."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,10 @@ def broken(kind: str, folder: Path) -> Path:
             Image.new("RGB", (100, 8)).save(path)
         case "folder":
             path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
         case "heic":
             path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
         case "animated":
@@ -191,6 +196,8 @@ REFUSED = {
     "large": "image 'large.png' has too many pixels: scale it down to at most 89 million",
     "tiny": "image 'tiny.png' has 100x8 pixels: each side must have at least 16",
     "folder": "image '{path}' is a folder: name a file",
+    "pipe": "image '{path}' is not a regular file: name one",
+    "device": "image '{path}' is not a regular file: name one",
     "heic": "image 'heic.png' is an HEIC picture, which is not supported: save it as JPEG or PNG",
     "animated": "image 'animated.gif' is animated (2 frames): save one of them as a picture",
     "video": "image 'video.mp4' is a video: give it as video, or save one of its frames as a picture",
@@ -207,6 +214,20 @@ def test_pictures_that_are_refused(
     with pytest.raises(InputError) as refused:
         resolve(Request(prompt="a", image=path), I2V)
     assert str(refused.value) == REFUSED[kind].replace("{path}", path)
+
+
+def test_paths_that_are_none() -> None:
+    class Path8:
+        def __fspath__(self) -> bytes:
+            return b"a.png"
+
+    class NoPath:
+        def __fspath__(self) -> int:
+            return 3
+
+    for path in (Path8(), NoPath()):
+        with pytest.raises(InputError, match=r"image must be a path, got <.*Path"):
+            resolve(Request(prompt="a", image=path), I2V)
 
 
 @pytest.mark.parametrize("path", ["https://x.org/a.png", Path("https://x.org/a.png"), "data:image/png,A"])
@@ -394,6 +415,7 @@ def test_values_become_files() -> None:
         ({"video": np.zeros((8, 8, 3), np.uint8)}, "video must be an array [F, H, W, 3] of uint8, got"),
         ({"video": np.zeros((0, 8, 8, 3), np.uint8)}, "video is empty: it has the shape [0, 8, 8, 3]"),
         ({"image": [1]}, "image must be a path, a PIL image, or an array [H, W, 3], got [1] (list)"),
+        ({"image": [np.zeros((2, 2))]}, "or an array [H, W, 3], got [array([[0., 0.], [0., 0.]])] (list)"),
     ],
 )
 def test_values_that_are_refused(asked: dict[str, Any], message: str) -> None:

@@ -269,7 +269,8 @@ def test_bundled_loras_are_found_by_name(
 
 
 def test_values_of_python(spec: ModelSpec, good: Path) -> None:
-    for asked in (str(good), good):
+    wrong: list[object] = [str(good), good, None, 3, {str(good): 0.5}]
+    for asked in wrong:
         with pytest.raises(InputError, match="loras must be a list, such as"):
             with_loras(spec, asked)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"loras must be paths, or texts such as .*, got 3"):

@@ -65,11 +65,15 @@ def input_notes(video: str | None, fps: float, num_frames: int) -> list[str]:
 
 def _path(name: str, value: object) -> str:
     """Return the absolute path of a request's picture or video. Raises InputError."""
-    if not isinstance(value, str | os.PathLike):
+    try:
+        path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    except TypeError:  # it returns no path
+        path = None
+    if not isinstance(path, str):
         raise InputError(f"{name} must be a path, got {typed(value)}")
     from paradit.inputs.files import input_file
 
-    return str(input_file(name, os.fspath(value)))
+    return str(input_file(name, path))
 
 
 def _check_together(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +202,7 @@ def _check_flow(asked: AskedSteps, spec: ModelSpec) -> None:
 def _timesteps(value: object) -> tuple[float, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str | Mapping | Set) or not isinstance(value, Iterable):
         raise InputError(f"timesteps must be a list of numbers, got {typed(value)}")
     steps = tuple(amount("timesteps", one, most=TRAINING_TIMESTEPS) for one in value)
     if not 1 <= len(steps) <= MAX_STEPS:

@@ -54,6 +54,8 @@ def with_loras(spec: ModelSpec, asked: Iterable[str | Path]) -> ModelSpec:
     """
     if isinstance(asked, str | Path):
         raise InputError(f"loras must be a list, such as [{shown(str(asked))}], got {typed(asked)}")
+    if isinstance(asked, Mapping) or not isinstance(asked, Iterable):
+        raise InputError(f"loras must be a list, such as ['FILE=0.8'], got {typed(asked)}")
     return replace(spec, loras=tuple(_found(one, spec) for one in asked))
 
 
@@ -166,8 +168,10 @@ def _file(file: str) -> Path | None:
         inside = sorted(one.name for one in path.glob("*.safetensors"))
         hint = f" ({', '.join(inside[:3])})" if inside else ""
         raise InputError(f"lora {file!r} is a folder: name the file in it{hint}")
-    if path.exists():
+    if path.is_file():
         return path.absolute()
+    if path.exists():
+        raise InputError(f"lora {file!r} is not a regular file: name a safetensors file")
     if file in (there := bundled_loras()):
         return there[file]
     try:

@@ -101,8 +101,6 @@ def read_entries(file: str, path: Path) -> dict[str, Entry]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise InputError(f"lora {file!r} is not a regular file: name a safetensors file")
     try:
         _check_length(file, path)
         with safe_open(path, framework="np") as stored:
