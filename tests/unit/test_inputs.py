@@ -415,13 +415,14 @@ def test_values_become_files() -> None:
         ({"video": np.zeros((8, 8, 3), np.uint8)}, "video must be an array [F, H, W, 3] of uint8, got"),
         ({"video": np.zeros((0, 8, 8, 3), np.uint8)}, "video is empty: it has the shape [0, 8, 8, 3]"),
         ({"image": [1]}, "image must be a path, a PIL image, or an array [H, W, 3], got [1] (list)"),
-        ({"image": [np.zeros((2, 2))]}, "or an array [H, W, 3], got [array([[0., 0.], [0., 0.]])] (list)"),
+        ({"image": [np.zeros((2, 2))]}, "or an array [H, W, 3], got [array([[0., 0.],"),
     ],
 )
 def test_values_that_are_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as refused, as_files(Request(prompt="a", **asked)):
         pass
     assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture(scope="module")
