@@ -31,7 +31,7 @@ LAYERS = [
         *("models.identity", "models.known_schedulers", "models.flow_schedulers", "models.unknown_weights"),
         *("models.published", "models.open_sora_plan.vae_spec", "models.open_sora_plan.spec"),
     ],
-    ["config.steps", "config.requests", "config.request_inputs"],
+    ["config.steps", "config.requests", "config.request_inputs", "config.encoded_pictures"],
     ["scheduling"],
     ["distributed.shares"],
     ["config.methods.registry"],

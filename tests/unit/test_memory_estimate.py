@@ -4,24 +4,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from torch import Tensor
 
 from allocated import allocated_peak
-from paradit.config.methods.method import resolve
-from paradit.config.requests import Request
+from paradit.config.methods.method import method_of, resolve
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, ResolvedRequest
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import vae_spec
 from paradit.models.open_sora_plan.decoder import WfVaeDecoder
 from paradit.models.open_sora_plan.vae_spec import vae_spec as wf_vae_spec
 from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.spec import read_spec
+from paradit.models.wan.encoder import WanEncoder
 from paradit.models.wan.random_weights import random_decoder
+from paradit.models.wan.vae_spec import vae_spec as wan_vae_spec
 from paradit.parallel.predictor import LocalPredictor
 from paradit.pipeline import load
 from paradit.progress import Progress
@@ -125,3 +129,54 @@ def test_decoding_of_wf_vae() -> None:
 
     ratio = spec.decode_bytes(*size) / allocated_peak(decode)
     assert 1.0 < ratio < 1.08, f"{ratio:.3f}"
+
+
+RESIDUAL = {
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 16,
+}
+"""Fields in which the VAE of Wan 2.2 5B differs from others, as far as its encoder depends on them."""
+
+
+@pytest.mark.parametrize("fields", [{}, RESIDUAL])
+def test_encoding(fields: dict[str, Any]) -> None:
+    """Pictures are so large that the convolutions of the first two levels make no copies for a product.
+
+    The estimate includes their own memory on a GPU, as that of a decode does.
+    """
+    vae = AutoencoderKLWan(base_dim=96, **fields).eval()
+    spec = wan_vae_spec(dict(vae.config))
+    side = 72 * spec.pixel_patch
+    first, later = (torch.zeros(1, 3, frames, side, side) for frames in (1, 4))
+    encoder = WanEncoder(vae, None)
+    peak = allocated_peak(lambda: encoder.encode(lambda: [first, later, later], side, side))
+    estimated = spec.encode_bytes(side, side, 4)
+    assert 1.03 < estimated / peak < 1.08, f"{estimated / peak:.3f}"
+
+
+def test_encoding_in_tiles(tmp_path: Path) -> None:
+    """A tile to encode holds as many of the encoder's inputs as a tile to decode has pixels."""
+    spec = read_spec(save_folder("wan22_ti2v", tmp_path, width=256, height=256)).vae
+    patch = spec.pixel_patch
+    assert patch == 2
+    assert spec.encode_bytes(512, 768, 4, 128) == spec.encode_bytes(256, 256, 4)
+    assert spec.encode_bytes(512, 768, 4, 1024) == spec.encode_bytes(512, 768, 4)
+    assert spec.encode_bytes(512, 768, 1) < spec.encode_bytes(512, 768, 4) / 2
+
+
+def test_encoding_is_part_of_a_rank_s_memory(tmp_path: Path) -> None:
+    """Only ranks that encode pictures need memory for it, and only for requests that have some."""
+    spec = read_spec(save_folder("wan22_ti2v", tmp_path, width=128, height=128, num_frames=9))
+    text = resolve(Request(prompt="a"), spec)
+    apart = Placement(ranks=2, denoise=(0,), decode=(1,))
+
+    def parts(request: ResolvedRequest) -> list[int]:
+        by_rank = method_of(request).memory_by_rank(apart, request, spec, 4)
+        return [rank.get("conditions", 0) for rank in by_rank]
+
+    assert parts(text) == [0, 0]
+    assert parts(replace(text, image="a.png")) == [0, spec.vae.encode_bytes(128, 128, 1)]
+    assert parts(replace(text, last_image="a.png")) == [0, spec.vae.encode_bytes(128, 128, 4)]

@@ -23,6 +23,8 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
+from messages import says
+from paradit.config.errors import OutOfMemory
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request, ResolvedRequest
 from paradit.models.protocol import Pixels
@@ -33,9 +35,11 @@ from paradit.parallel.predictor import LocalPredictor
 from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.sampler import Work
+from paradit.stages.conditions import conditions, pixels
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode
 from tiny import save_folder, vae
+from video_jobs import Warned
 
 PROMPT, NEGATIVE, SEED = "a red circle", "blurry", 11
 
@@ -234,3 +238,33 @@ assert "diffusers.pipelines.wan.pipeline_wan_i2v" in sys.modules
     command += [str(made("wan21", folders)), str(made("i2v", folders))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "torchvision" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("variant", ["i2v_a14b", "wan22_ti2v"])
+def test_memory_that_runs_out_is_answered_with_smaller_tiles(
+    variant: str, folders: Path, tmp_path: Path
+) -> None:
+    """The whole picture and the first tiles are too large for the encoder; the next tiles are not."""
+    model: Any = load(read_spec(made(variant, folders)), "fp32", stages=("decode",))
+    patch, told = model.spec.vae.pixel_patch, Warned()
+    side = 2 * model.spec.vae.tile_multiple * patch
+    Image.fromarray(picture(2 * side, side)).save(tmp_path / "picture.png")
+    size = {"width": 2 * side, "height": side, "num_frames": 5}
+    request = resolved(model.spec.folder, **size, image=str(tmp_path / "picture.png"))
+    most = 0
+
+    def refuse(_: object, inputs: tuple[Tensor, ...]) -> None:
+        if max(inputs[0].shape[3:]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model._pipeline.vae.encoder.register_forward_pre_hook(refuse)
+    with pytest.raises(OutOfMemory, match="no smaller tiles"):
+        conditions(model, request, told)
+    assert told.said
+    told.said.clear()
+    most = model.spec.vae.tile_multiple
+    found = conditions(model, request, told)
+    assert says(told.said[0], "memory ran out .. whole pictures .. encoding again in tiles")
+    assert says(told.said[-1], f"encoding again in tiles of {most * patch} pixels")
+    pieces = model.encode_conditions(replace(request, vae_tile=most), pixels(request))
+    assert all(torch.equal(one, other) for one, other in zip(found, pieces, strict=True))

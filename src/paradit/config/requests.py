@@ -383,12 +383,3 @@ def _check_size(width: int, height: int, spec: ModelSpec) -> None:
         why = f"multiples of {multiple} pixels (the model's patches)"
     got = f"{shown(width)}x{shown(height)}"
     raise InputError(f"size must be {why}, got {got}: the nearest is {nearest[0]}x{nearest[1]}")
-
-
-def encoded_latent_frames(request: ResolvedRequest, spec: ModelSpec) -> int:
-    """Return how many latent frames are encoded of a video that is grey except for a request's pictures.
-
-    All others equal the first one that neither of the pictures affects.
-    """
-    needed = spec.vae.settled_at + (1 if request.last_image is None else 2)
-    return min(needed, latent_shape(request, spec)[1])

@@ -298,12 +298,15 @@ class ModelSpec:
         at_once: int = 1,
         tile: int | None = None,
         decode_ranks: int = 1,
+        encoded_frames: int = 0,
     ) -> dict[str, int]:
         """Estimate a rank's memory when it runs `stages` of a video: the bytes of each use, and the peak.
 
         The uses are those of `memory_bytes`. held: the number of tokens that the rank denoises; None: all.
         cached: the number of guidance branches whose text the rank keeps. at_once: the number of guidance
         branches that the rank computes in one batch. decode_ranks: the number of ranks that share the tiles.
+        encoded_frames: the number of frames of pictures that the rank encodes at once; if it encodes any, the
+        result also has the bytes of "conditions".
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
@@ -327,8 +330,10 @@ class ModelSpec:
                 + self._modulation_bytes(t, latent_shape[1], tokens, dtype_bytes)
                 for t in self.transformers
             )
+        if encoded_frames:
+            parts["conditions"] = self.vae.encode_bytes(height, width, encoded_frames, tile)
         denoise = parts["text_cache"] + parts["activations"]
-        working = parts["latents"] + max(denoise, parts["decode"])
+        working = parts["latents"] + max(denoise, parts["decode"], parts.get("conditions", 0))
         return {**parts, "peak": weights + max(working, self.merging_bytes(dtype_bytes, stages))}
 
     def merging_bytes(self, dtype_bytes: int, stages: Collection[str]) -> int:

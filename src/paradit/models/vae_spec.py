@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paradit.config.tiles import SIDES_APART, Grid, grid
+from paradit.config.tiles import SIDES_APART, Grid, grid, spans
 
 FP32_BYTES = 4
 WORKING_MAPS = 14
@@ -62,6 +62,18 @@ class VaeSpec(ABC):
         scale = self.spatial_compression
         return grid(height // scale, width // scale, None if tile is None else tile // scale)
 
+    def encode_grid(self, height: int, width: int, tile: int | None) -> Grid:
+        """Return the grid of tiles, in latent pixels, in which a picture is encoded.
+
+        tile: the side of a tile to decode, in pixels; None: one tile, the whole picture.
+        """
+        if tile is None or max(height, width) <= tile:
+            return self.grid(height, width, None)
+        # In diffusers, a tile to encode is larger than one to decode by the factor `pixel_patch`.
+        scale = self.spatial_compression
+        side = tile * self.pixel_patch // scale
+        return Grid(spans(height // scale, side), spans(width // scale, side))
+
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
         """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.
 
@@ -103,6 +115,15 @@ class VaeSpec(ABC):
     def encode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of encoding a whole video, as `decode_flops` does."""
         raise NotImplementedError(f"{type(self).__name__} does not encode pictures")
+
+    def encode_bytes(self, height: int, width: int, frames: int, tile: int | None = None) -> int:  # noqa: ARG002
+        """Estimate the bytes of working memory that the encoder needs, in fp32.
+
+        It is taken to be that of a decode, unless a VAE knows better. frames: the number of frames that are
+        encoded at once. tile: the side, in pixels, of a tile to decode; None: whole pictures.
+        """
+        is_whole = self.encode_grid(height, width, tile).num_tiles == 1
+        return self.decode_bytes(height, width, None if is_whole else tile)
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
         """Estimate the bytes of working memory that the decoder needs for one latent frame, in fp32.

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paradit.attention.patterns import Pattern
-from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
+from paradit.config.encoded_pictures import encoded_clips
+from paradit.config.requests import ResolvedRequest
 from paradit.models.spec import ModelSpec, TransformerSpec, stage_of
 from paradit.models.vae_spec import VaeSpec
 from paradit.planner.hardware import Device
@@ -223,23 +224,10 @@ def conditions_seconds(spec: ModelSpec, device: Device, request: ResolvedRequest
     The encoder is taken to be as efficient as the decoder, which is measured.
     """
     vae, rate = spec.vae, _vae_rate(spec.vae, device, "fp32")
-    # In diffusers, a tile to encode is larger than one to decode by the factor `pixel_patch`.
-    tile = None if request.vae_tile is None else request.vae_tile * vae.pixel_patch
     flops, scale = 0, vae.spatial_compression
-    for frames in _encoded_clips(spec, request):
-        for part in vae.grid(request.height, request.width, tile).tiles:
+    for frames in encoded_clips(request, spec):
+        for part in vae.encode_grid(request.height, request.width, request.vae_tile).tiles:
             flops += vae.encode_flops(frames, scale * part.rows.size, scale * part.columns.size)
     image_encoder = sum(w.parameters for w in spec.weights if w.component == "image_encoder")
     embedded = 2 * image_encoder * max(one.image_tokens for one in spec.transformers)
     return flops / rate + embedded / device.rate("product", "fp32")
-
-
-def _encoded_clips(spec: ModelSpec, request: ResolvedRequest) -> list[int]:
-    """Return the numbers of frames of the videos that the VAE encodes for a request's pictures."""
-    ratio = spec.vae.temporal_compression
-    if request.video is not None:
-        return [(latent_shape(request, spec)[1] - 1) * ratio + 1]
-    if spec.transformers[0].in_channels > spec.vae.z_dim:  # pictures are further channels, for all frames
-        return [(encoded_latent_frames(request, spec) - 1) * ratio + 1]
-    # Each picture stands alone; at the end of a video, it stands for all frames of its latent frame.
-    return [1] * (request.image is not None) + [1 + ratio] * (request.last_image is not None)

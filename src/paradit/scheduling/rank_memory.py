@@ -16,6 +16,7 @@ PARTS = {
     "latents": "the latents",
     "keys": "the neighbours' keys and values",
     "decode": "the decode",
+    "conditions": "encoding the pictures",
 }
 """Mapping from each part of a rank's memory to a text for people that says what the memory is used for."""
 
@@ -34,8 +35,8 @@ def largest_part(by_rank: list[dict[str, int]]) -> str:
     """Return the part of memory, a key of `PARTS`, that is largest on the fullest rank at its peak."""
     fullest = max(by_rank, key=lambda parts: parts["peak"])
     # Only one stage at a time needs its working memory; the other parts stay for the whole run.
-    stages = ("text_cache", "activations"), ("decode",)
-    at_peak = max(stages, key=lambda stage: sum(fullest[part] for part in stage))
+    stages = ("text_cache", "activations"), ("decode",), ("conditions",)
+    at_peak = max(stages, key=lambda stage: sum(fullest.get(part, 0) for part in stage))
     return max(("weights", "latents", "keys", *at_peak), key=lambda part: fullest.get(part, 0))
 
 

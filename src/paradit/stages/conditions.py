@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from paradit.config.errors import OutOfMemory
 from paradit.config.requests import ResolvedRequest
-from paradit.device_memory import ran_out
+from paradit.device_memory import give_back_unused, ran_out
 from paradit.inputs.pictures import fitted_picture
 from paradit.inputs.videos import fitted_video
 from paradit.models.protocol import Frames, Pixels, VideoModel
 from paradit.progress import Progress
+from paradit.stages.smaller_tiles import smaller_tile
 
 
 def conditions(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Tensor, ...]:
     """Read a request's pictures, and return them encoded, as tensors in fp32.
 
-    Reported as stage "conditions". Raises InputError if a file cannot be read, and OutOfMemory if memory runs
-    out.
+    Reported as stage "conditions". If memory runs out, encoding starts again with smaller tiles, and
+    `progress` is warned. Raises InputError if a file cannot be read, and OutOfMemory if there are no smaller
+    tiles.
     """
     with progress.stage("conditions"):
-        try:
-            return model.encode_conditions(request, pixels(request))
-        except (MemoryError, RuntimeError) as error:
-            if not ran_out(error):
-                raise
-            raise OutOfMemory("memory ran out while encoding the pictures: use a smaller vae_tile") from None
+        pictures, size = _read(request), (request.height, request.width)
+        while (encoded := _attempted(model, request, pictures)) is None:
+            # Only here, because the error itself held the tensors of the failed attempt.
+            give_back_unused(model.device)
+            tile = smaller_tile(model.spec.vae, size, request.vae_tile, "encoding", progress)
+            request = replace(request, vae_tile=tile)
+        return encoded
+
+
+def _read(request: ResolvedRequest) -> Pixels:
+    try:
+        return pixels(request)
+    except MemoryError:
+        raise OutOfMemory("memory ran out while reading the pictures: use smaller files") from None
+
+
+def _attempted(model: VideoModel, request: ResolvedRequest, pictures: Pixels) -> tuple[Tensor, ...] | None:
+    """Return the encoded pictures; None if memory ran out."""
+    try:
+        return model.encode_conditions(request, pictures)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        return None
 
 
 def pixels(request: ResolvedRequest) -> Pixels:

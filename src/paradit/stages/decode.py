@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from paradit.config.errors import OutOfMemory
 from paradit.config.tiles import Grid
 from paradit.device_memory import give_back_unused, ran_out
 from paradit.distributed.agreement import FAILED, NO_MEMORY, Agreement, Ended
@@ -18,6 +17,7 @@ from paradit.models.common.blending import join
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Decoder, Frames, VideoModel
 from paradit.progress import Progress
+from paradit.stages.smaller_tiles import smaller_tile
 
 T = TypeVar("T")
 
@@ -55,8 +55,12 @@ def decode(
             return made
         # Only here, because the error itself held the tensors of the failed agreement.
         give_back_unused(model.device)
-        # From now on, caches of tiles that wait are kept off the device, which saves its memory.
-        tile, park = _smaller(model, latents, tile, progress), True
+        height, width = (model.spec.vae.spatial_compression * side for side in latents.shape[3:])
+        can_repeat = not isinstance(latents, LatentBlocks)
+        tile = smaller_tile(
+            model.spec.vae, (height, width), tile, "decoding", progress, can_repeat=can_repeat
+        )
+        park = True  # from now on, caches of tiles that wait are kept off the device
 
 
 def _attempted(
@@ -84,23 +88,6 @@ def _attempted(
                 agreement.report(FAILED)
             raise
         return agreement.report(NO_MEMORY), None
-
-
-def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
-    """Return the side, in pixels, of the smaller tiles to try next; warn that the decode starts again.
-
-    Raises OutOfMemory if tiles cannot be smaller, or if the latents cannot be read twice.
-    """
-    vae = model.spec.vae
-    height, width = (size * vae.spatial_compression for size in latents.shape[3:])
-    smaller = vae.smaller_tile(height, width, tile)
-    how = "whole pictures" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
-    if smaller is None:
-        raise OutOfMemory(f"memory ran out while decoding {how}, and there are no smaller tiles")
-    if isinstance(latents, LatentBlocks):
-        raise OutOfMemory(f"memory ran out while decoding {how}: use a vae_tile of {smaller}")
-    progress.warn(f"memory ran out while decoding {how}: decoding again {_of(smaller)}")
-    return smaller
 
 
 def frames(
@@ -155,7 +142,3 @@ def pictures(decoder: Decoder, grid: Grid, agreement: Agreement) -> Iterator[Ten
             picture = join(grid, [by_tile.pop(number) for number in range(len(tiles))], decoder.scale)
             del by_rank  # memory that the frames may need
             yield picture
-
-
-def _of(tile: int | None) -> str:
-    return f"in tiles of {tile} pixels"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from paradit.attention.registry import AUTO
+from paradit.config.encoded_pictures import frames_encoded_at_once
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS
 from paradit.config.methods.blocks import BlockOptions, BlocksRequest, InBlocks, with_later_prompts
@@ -196,6 +197,7 @@ class DualParal(InBlocks):
         Part "keys" is the cache of keys and values that the next step reads.
         """
         stages, ranks = placement.stages_of(rank), placement.denoise_ranks
+        encodes = "conditions" in placement.work_of(rank)
         size = (frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)
         place = ranks.index(rank) if rank in ranks else 0
@@ -209,6 +211,7 @@ class DualParal(InBlocks):
             cached=branches,
             at_once=1,
             tile=request.vae_tile,
+            encoded_frames=frames_encoded_at_once(request, spec) if encodes else 0,
         )
         if "denoise" not in stages:
             return {**parts, "keys": 0}
@@ -232,6 +235,7 @@ class DualParal(InBlocks):
         denoise = parts["text_cache"] + parts["activations"]
         # A rank that also decodes does so between two denoising steps of frame blocks.
         working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
+        working = max(working, parts.get("conditions", 0))  # pictures are encoded before that
         return {**parts, "peak": parts["weights"] + max(working, spec.merging_bytes(dtype_bytes, stages))}
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:

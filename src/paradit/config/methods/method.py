@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
+from paradit.config.encoded_pictures import frames_encoded_at_once
 from paradit.config.errors import InputError
 from paradit.config.limits import typed
 from paradit.config.methods.registry import METHODS, Declares, declared_options, methods_with
@@ -150,6 +151,7 @@ class Method(Declares):
         branches = request.num_branches(spec) // placement.cfg_degree
         in_turn = len(placement.denoise_ranks) == 1
         held = {rank: shares.tokens[grid.place(n)] for n, rank in enumerate(placement.denoise_ranks)}
+        encoded = frames_encoded_at_once(request, spec)
         return [
             spec.rank_memory_bytes(
                 *size,
@@ -161,6 +163,7 @@ class Method(Declares):
                 at_once=1 if in_turn else branches,
                 tile=request.vae_tile,
                 decode_ranks=placement.decode_degree,
+                encoded_frames=encoded if "conditions" in placement.work_of(rank) else 0,
             )
             for rank in range(placement.ranks)
         ]

@@ -9,6 +9,7 @@ from typing import Annotated
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_FRAMES
 from paradit.config.options import ABOVE_ZERO, Option, decode_known
+from paradit.config.tiles import Grid
 from paradit.models.spec import FIXED, Layers, Size
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec, convolution, resnet
 
@@ -79,6 +80,10 @@ class WfVaeSpec(VaeSpec):
     def settled_at(self) -> int:
         """Index beyond every video: all latent frames differ, because each is drawn with noise of its own."""
         return MAX_FRAMES
+
+    def encode_grid(self, height: int, width: int, tile: int | None) -> Grid:  # noqa: ARG002
+        """Return a grid of one tile, because pictures are encoded as a whole."""
+        return self.grid(height, width, None)
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video, layer by layer."""

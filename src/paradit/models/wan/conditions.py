@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
+from paradit.config.encoded_pictures import encoded_latent_frames
+from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.models.common.no_conditions import Model, NoConditions
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec

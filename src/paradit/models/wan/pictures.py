@@ -12,7 +12,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from paradit.config.requests import ResolvedRequest, encoded_latent_frames, latent_shape
+from paradit.config.encoded_pictures import encoded_latent_frames
+from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.models.protocol import Frames, Pixels
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.encoder import Pieces, WanEncoder

@@ -9,7 +9,7 @@ from typing import Annotated
 from paradit.config.errors import InputError
 from paradit.config.options import ABOVE_ZERO, Option, decode_known
 from paradit.models.spec import FIXED, MAX_LEVELS, MAX_SIZE, Layers, Size
-from paradit.models.vae_spec import VaeSpec, convolution, resnet
+from paradit.models.vae_spec import FP32_BYTES, VaeSpec, convolution, resnet
 
 LATENTS_MEAN = (
     -0.7571,
@@ -48,6 +48,14 @@ LATENTS_STD = (
     1.916,
 )
 """Standard deviations of AutoencoderKLWan's latent channels by default; `LATENTS_MEAN` holds the means."""
+
+PADDED_MAPS, MAPS = 3.3, 2
+"""Numbers of feature maps of the encoder's first level that are in memory at its peak, to estimate memory:
+those that also hold the two frames before their own, and others.
+
+The first number includes the convolutions' workspace on a GPU, which is taken to be that of the decoder
+(`WORKING_MAPS`); without it, it is 2.1 (tests/unit/test_memory_estimate.py).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +178,26 @@ class WanVaeSpec(VaeSpec):
         total += frames * (8 * area * inputs**2 + 4 * area**2 * inputs)  # attention within each frame
         total += convolution(inputs, 2 * self.z_dim, 27, frames * area)
         return total + convolution(2 * self.z_dim, 2 * self.z_dim, 1, frames * area)  # after the encoder
+
+    def encode_bytes(self, height: int, width: int, frames: int, tile: int | None = None) -> int:
+        """Estimate the bytes of working memory that the encoder needs, in fp32.
+
+        Tiles are encoded one after another. Every causal convolution keeps its last two frames of a tile. At
+        the peak, memory also holds feature maps of the first, full-resolution level. frames: the number of
+        frames that are encoded at once. tile: the side, in pixels, of a tile to decode; None: whole pictures.
+        """
+        area = self.encode_grid(height, width, tile).largest_area
+        area *= (self.spatial_compression // self.pixel_patch) ** 2
+        kept, inputs = float(self.in_channels), self.encoder_dim
+        for level, outputs in enumerate(self.encoder_channels):
+            # The first convolution of a level has the channels of the level before it.
+            kept += (inputs + (2 * self.num_res_blocks - 1) * outputs) / 4.0**level
+            inputs = outputs
+        kept += 5 * inputs / 4.0 ** (len(self.encoder_channels) - 1)  # the middle block, and the last one
+        # A residual level keeps its input, for its shortcut, and so does its caller.
+        maps = PADDED_MAPS * (frames + 2) + (MAPS + 2 * self.is_residual) * frames + min(frames, 2)
+        values = maps * self.encoder_dim + frames * self.in_channels + min(frames, 2) * kept
+        return FP32_BYTES * area * round(values)
 
 
 def vae_spec(config: Mapping[str, object], where: str = "") -> WanVaeSpec:
