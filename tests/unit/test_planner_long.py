@@ -427,3 +427,33 @@ def test_bytes_are_those_of_a_real_run(tmp_path: Path) -> None:
             for rank, row in zip(one.message.ranks, one.message.table, strict=True):
                 simulated[rank] += sum(row)
         assert simulated == [sent[number] for sent in by_rank], (grid, left_context)
+
+
+def test_each_step_has_its_own_number_of_branches() -> None:
+    """Only the first expert has guidance, so a rank computes two passes in its steps, and one in others."""
+    spec = published_spec("Wan2.2-T2V-A14B-Diffusers")
+    asked = Request.of(
+        prompt="any",
+        **{"width": 160, "height": 96, "num_frames": 81, "num_inference_steps": 6, "method": "dualparal"},
+        **{"block_frames": 7, "context_frames": 0, "guidance_scale": 3.0, "expert_step": 2},
+    )
+
+    def run(second: float) -> tuple[float, float, int]:
+        resolved = resolve(replace(asked, guidance_scale_2=second), spec)
+        assert isinstance(resolved, QueueRequest)
+        placement = with_slices(Placement(ranks=2), 2)
+        made = LongVideo(
+            cluster=cluster(2, **FREE),
+            spec=spec,
+            request=resolved,
+            placement=placement,
+            dtype="bf16",
+            decode=0.0,
+        )
+        sent = [one.message.name for one in made.simulation().sent]
+        return sum(made.run().computing), made.least_seconds, sent.count("hidden states")
+
+    (both, both_least, hops), (one, one_least, fewer) = run(3.0), run(1.0)
+    assert (hops, fewer) == (3 * 12, 3 * 8)
+    assert one / both == pytest.approx(8 / 12)
+    assert one_least / both_least == pytest.approx(8 / 12)

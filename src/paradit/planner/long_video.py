@@ -136,12 +136,12 @@ class LongVideo(PipelineVideo):
         The bound includes the computing of every step of every frame block. Exchanges between ranks are
         included only for the most frequent kind of step.
         """
-        kinds = _kinds(self.queue)
-        (usual, times), *_ = kinds.most_common(1)
+        passes = _passes(self.queue, self.branches)
+        (usual, times), *_ = passes.most_common(1)
 
         def busy(layers: int) -> float:
-            computing = sum(n * max(self.steps.computing(kind, layers)) for kind, n in kinds.items())
-            return self.branches * (computing + times * self.steps.seconds(usual, layers).exposed)
+            computing = sum(n * max(self.steps.computing(kind, layers)) for kind, n in passes.items())
+            return computing + times * self.steps.seconds(usual, layers).exposed
 
         # If the first rank decodes, it does so between its steps.
         first, most = (busy(layers) for layers in (len(self.split[0]), max(map(len, self.split))))
@@ -153,18 +153,18 @@ class LongVideo(PipelineVideo):
 
         It is a step with the most frames, in the largest layer slice.
         """
-        kind = max(_kinds(self.queue), key=lambda kind: (sum(kind[:3]), kind[3]))
-        return self.branches * self.steps.seconds(kind, max(map(len, self.split))).seconds
+        kind = max(_passes(self.queue, self.branches), key=lambda kind: (sum(kind[:3]), kind[3]))
+        return max(self.branches) * self.steps.seconds(kind, max(map(len, self.split))).seconds
 
     def _computing(self) -> tuple[float, ...]:
         """Return the seconds that each rank computes over the whole video."""
         placement, grid = self.placement, self.grid
         found = [0.0] * placement.replica_ranks
-        for kind, number in _kinds(self.queue).items():
+        for kind, number in _passes(self.queue, self.branches).items():
             each = self.steps.computing(kind, 1)
             for place, rank in enumerate(placement.denoise_ranks):
                 layers = len(self.split[grid.slice_of(place)])
-                found[rank] += number * self.branches * layers * each[grid.place(place)]
+                found[rank] += number * layers * each[grid.place(place)]
         found[placement.decode_ranks[0]] += self.decode
         return tuple(found) * placement.replicas
 
@@ -202,9 +202,13 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
 
 
 @cache
-def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """Return a mapping from each kind of step to how many such steps a video's frame blocks take in all.
+def _passes(queue: BlockQueue, branches: tuple[int, ...]) -> Counter[Kind]:
+    """Return how many forward passes of each kind of step a rank computes for a video's frame blocks in all.
 
-    Steps of one kind cost the same: they have equal numbers of latent frames (`planner.slice_step.Kind`).
+    Passes of one kind cost the same: they have equal numbers of latent frames (`planner.slice_step.Kind`).
+    branches: number of guidance branches that the rank computes in each denoising step.
     """
-    return Counter(map(kind_of, queue.steps()))
+    found: Counter[Kind] = Counter()
+    for step in queue.steps():
+        found[kind_of(step)] += branches[step.step]
+    return found

@@ -53,7 +53,12 @@ class PipelinePrograms:
         self._slice, self._is_leader = grid.slice_of(place), place == 0
         self._is_last = self._slice == grid.num_slices - 1
         self._operations = _operations(queue, grid.num_slices, self._is_leader)
-        self._kinds = [kind for operation, kind in self._operations if not isinstance(operation, Collect)]
+        computed = [one for one in self._operations if not isinstance(one[0], Collect)]
+        self._kinds = [kind for _, kind in computed]
+        self._hops = [
+            kind for operation, kind in computed for _ in range(video.branches[operation.step.step])
+        ]
+        """Kind of the step of each message with hidden states: one for each guidance branch of a step."""
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         slice_ranks, sharers = grid.slice_ranks, grid.sharers
         self._mates = range(0, slice_ranks, sharers)
@@ -68,14 +73,13 @@ class PipelinePrograms:
 
         The order is that of the real program, `sampling.block_pipeline.BlockPipeline.blocks`.
         """
-        hops = len(self._kinds) * self._video.branches
         if self._slice:
-            for index in range(min(AHEAD, hops)):
+            for index in range(min(AHEAD, len(self._hops))):
                 yield from self._hop(self._place - self._grid.slice_ranks, index)
         if self._is_leader:
             for index in range(min(AHEAD, len(self._kinds))):
                 yield from self._predictions(index)
-        computed = collected = 0
+        computed = collected = hops = 0
         for operation, kind in self._operations:
             if isinstance(operation, Collect):
                 yield from self._collect(operation.step, collected)
@@ -83,8 +87,9 @@ class PipelinePrograms:
                 continue
             yield from self._share(computed)
             name = f"block {operation.step.block}, step {operation.step.step}"
-            for branch in range(self._video.branches):
-                yield from self._compute(name, kind, computed * self._video.branches + branch)
+            for _ in range(self._video.branches[operation.step.step]):
+                yield from self._compute(name, kind, hops)
+                hops += 1
             if self._is_last:
                 yield from self._prediction(self._place, computed, as_leader=False)
             computed += 1
@@ -107,9 +112,9 @@ class PipelinePrograms:
                 yield Wait(("latents", self._pipe, mate, index - AHEAD))
 
     def _compute(self, name: str, kind: Kind, index: int) -> Iterator[Step]:
-        hops, before = len(self._kinds) * self._video.branches, self._place - self._grid.slice_ranks
+        before = self._place - self._grid.slice_ranks
         if self._slice:
-            if index + AHEAD < hops:
+            if index + AHEAD < len(self._hops):
                 yield from self._hop(before, index + AHEAD)
             yield Wait(("hop", self._pipe, before, index))
         # Ranks that share tokens wait for each other in every layer, so the slowest sets the pace.
@@ -145,7 +150,7 @@ class PipelinePrograms:
         Senders and receivers run the same operations. place: index, among the denoise ranks, of the first
         rank that sends. index: serial number of the message.
         """
-        message = self._message("hidden states", place, self._kinds[index // self._video.branches])
+        message = self._message("hidden states", place, self._hops[index])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
 
     def _predictions(self, index: int) -> Iterator[Post]:

@@ -81,9 +81,14 @@ class PipelineVideo:
         return self.spec.tokens(1, self.request.height, self.request.width)
 
     @cached_property
-    def branches(self) -> int:
-        """Number of guidance branches that each rank computes, one after the other."""
-        return self.request.num_branches(self.spec) // self.grid.cfg_degree
+    def branches(self) -> tuple[int, ...]:
+        """Number of guidance branches that each rank computes in each denoising step, one after the other."""
+        steps, branches = self.request.evaluations(self.spec), self.request.branches(self.spec)
+        return tuple(
+            number // self.grid.cfg_degree
+            for times, number in zip(steps, branches, strict=True)
+            for _ in range(times)
+        )
 
     @property
     def values_of_token(self) -> int:
