@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from paradit.cli.text import steps_text
+from messages import says
+from paradit.cli import plan as planning
+from paradit.cli.commands.plan_options import PlanOptions
+from paradit.cli.text import pictures_text, steps_text
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.protocol import Pixels
@@ -86,6 +90,36 @@ def test_steps_that_a_changed_video_skips_do_not_count(tmp_path: Path) -> None:
         for each in (whole, request)
     ]
     assert seconds[1] < 0.7 * seconds[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("denoise=0 decode=1", "0.50 s .. 8 kB .. after the texts .. rank 1, which decodes"),
+        ("denoise=0 decode=1 encode=0", "0.50 s .. 8 kB .. while rank 0 encodes the texts .. rank 1"),
+        ("denoise=0 decode=1-2 encode=2", "8 kB .. while rank 2 encodes .. ranks 1, 2 in turn"),
+    ],
+)
+def test_where_pictures_are_encoded_is_explained(written: str, said: str) -> None:
+    ranks = 3 if "2" in written else 2
+    by_rank = [{"peak": 9}] + [{"peak": 9000, "conditions": 8000}] * (ranks - 1)
+    assert says(pictures_text(placement(ranks, written), by_rank, 0.5), f"pictures: encoded .. {said}")
+
+
+def test_a_plan_says_it_and_its_command_gives_the_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    given = {"image": str(tmp_path / "picture.png"), "lora": ("shapes-4step",)}
+    asked: dict[str, Any] = {"model": "shapes", "gpus": "2xRTX 4090", "num_prompts": 3, "dtype": "fp32"}
+    assert planning.plan(PlanOptions(**asked)) == 0
+    assert "pictures: " not in capsys.readouterr().out
+    assert planning.plan(PlanOptions(**asked, **given)) == 0
+    said = capsys.readouterr().out
+    assert "\npictures: encoded in " in said
+    (command,) = (line for line in said.splitlines() if line.startswith("1. paradit generate"))
+    assert f"--image {given['image']}" in command
+    assert "--lora shapes-4step" in command
 
 
 def test_texts_and_pictures_are_encoded_at_once_on_different_ranks() -> None:

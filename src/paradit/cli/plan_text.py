@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from paradit.cli.commands.plan_options import PlanOptions
-from paradit.cli.text import amount, duration, steps_text
+from paradit.cli.text import amount, duration, pictures_text, steps_text
 from paradit.config.methods.method import find_method
 from paradit.config.methods.registry import METHODS
 from paradit.config.options import declared, to_argv
@@ -17,7 +17,7 @@ from paradit.models.published import find_published
 from paradit.models.spec import ModelSpec
 from paradit.planner.explain import bound_of, misfits, otherwise, reasons
 from paradit.planner.search import Plan, Plans
-from paradit.planner.simulate import Simulator, cost_model_of
+from paradit.planner.simulate import Simulated, Simulator, cost_model_of
 
 SHOWN = 4
 """Number of plans, the best ones, that the table shows."""
@@ -55,7 +55,14 @@ def _said(goal: str) -> Callable[[float], str]:
 def _reasons(plans: Plans, simulator: Simulator, options: PlanOptions) -> list[str]:
     said = _said(options.goal)
     other = otherwise(plans.best[0], simulator, options.num_prompts, options.goal, said)
-    return [*reasons(plans, options.goal, said), *other]
+    return [*reasons(plans, options.goal, said), *other, *_pictures(plans.best[0].simulated, simulator)]
+
+
+def _pictures(best: Simulated, simulator: Simulator) -> list[str]:
+    if not simulator.request.has_pictures:
+        return []
+    candidate, seconds = best.candidate, best.stages["conditions"]
+    return [pictures_text(candidate.placement, simulator.memory_parts(candidate), seconds)]
 
 
 def _table(plans: Plans, simulator: Simulator) -> Iterator[str]:

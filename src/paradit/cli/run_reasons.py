@@ -8,7 +8,7 @@ from __future__ import annotations
 from paradit.attention.registry import AUTO
 from paradit.cli.choose_placement import Arranged
 from paradit.cli.commands.generate_options import GenerateOptions
-from paradit.cli.text import amount, steps_text
+from paradit.cli.text import amount, pictures_text, steps_text
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
 from paradit.config.presets import find_preset
@@ -27,7 +27,7 @@ def explain(
         *_steps(request, spec),
         *arranged.why,
         *_attention(request, arranged, spec),
-        _memory(request, arranged.placement, spec),
+        *_memory(request, arranged.placement, spec),
     ]
 
 
@@ -65,9 +65,13 @@ def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) ->
     return [f"attention {placement.attention}: as requested"]
 
 
-def _memory(request: ResolvedRequest, placement: Placement, spec: ModelSpec) -> str:
+def _memory(request: ResolvedRequest, placement: Placement, spec: ModelSpec) -> list[str]:
     dtype = request.dtype or "fp32"
     by_rank = method_of(request).memory_by_rank(placement, request, spec, BYTES[dtype])
     rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
     parts = ", ".join(f"{name} {amount(size, 'B')}" for name, size in by_rank[rank].items() if name != "peak")
-    return f"memory, in {dtype}: at most about {amount(by_rank[rank]['peak'], 'B')}, on rank {rank} ({parts})"
+    most = amount(by_rank[rank]["peak"], "B")
+    return [
+        *([pictures_text(placement, by_rank, None)] if request.has_pictures else []),
+        f"memory, in {dtype}: at most about {most}, on rank {rank} ({parts})",
+    ]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from paradit.config.placement import Placement, written
 from paradit.config.request_inputs import INPUTS
 from paradit.config.requests import ResolvedRequest
 from paradit.config.steps import Steps
@@ -46,6 +47,21 @@ def table(rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> str:
         cells = zip(row, rows[0], widths, strict=True)
         lines.append("  ".join(c.ljust(w) if name in left else c.rjust(w) for c, name, w in cells).rstrip())
     return "\n".join(lines)
+
+
+def pictures_text(placement: Placement, by_rank: Sequence[dict[str, int]], seconds: float | None) -> str:
+    """Return a line on the encoding of a request's pictures: on which rank, why there, and what it needs.
+
+    by_rank: bytes of each rank's memory, by part. seconds: time that it takes; None: not known.
+    """
+    ranks = [group[0] for group in placement.decode_groups]
+    many = f"ranks {written(ranks)} in turn, each of which decodes the video that it encodes pictures for"
+    place = many if len(ranks) > 1 else f"rank {ranks[0]}, which decodes and so has the VAE"
+    (texts,) = placement.encode_ranks
+    while_texts = "after" if ranks == [texts] else f"while rank {texts} encodes"
+    took = "" if seconds is None else f" in {duration(seconds)}"
+    memory = amount(by_rank[ranks[0]]["conditions"], "B")
+    return f"pictures: encoded{took} with {memory} of working memory, {while_texts} the texts, on {place}"
 
 
 def result_text(result: dict[str, Any]) -> str:
