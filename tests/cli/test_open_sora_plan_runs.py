@@ -19,7 +19,7 @@ from paradit.video.reader import read_video
 from runs import finished
 from tiny import wf_vae
 
-SIZE = {"width": 48, "height": 32, "num_frames": 9, "num_inference_steps": 3}
+SIZE: dict[str, Any] = {"width": 48, "height": 32, "num_frames": 9, "num_inference_steps": 3}
 """Two by three tokens in each of three latent frames: 18 in all, which groups of 4 do not divide."""
 SEED, STEPS = 5, 3
 TEMPLATE = "\n    high quality, high aesthetic, a cat\n    "

@@ -118,7 +118,7 @@ def test_sharded_tokens_give_the_same_video(cuts: Any) -> None:
     cut = OpenSoraPlanTransformer(model)
     latents, timestep, prompt = tiny_model.inputs(model, SHAPES[0], lengths=(5,))
     tokens = cut.embed(latents, timestep, cut.context(*prompt), cut.layout(grid_of(latents)))
-    shares = [tokens.shard(a, b) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]  # type: ignore[arg-type]
+    shares = [tokens.shard(a, b) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
     for block in cut.blocks:
         values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
         turned = [share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)]

@@ -17,7 +17,8 @@ class FromNoise(NoConditions):
 
     def begin(self, noise: Tensor, scheduler: Any) -> Tensor:
         """Return the latents to begin with."""
-        return noise * scheduler.init_noise_sigma
+        scaled: Tensor = noise * scheduler.init_noise_sigma
+        return scaled
 
 
 class GivenFrames(FromNoise):

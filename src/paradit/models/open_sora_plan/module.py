@@ -60,10 +60,10 @@ class TransformerBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
 
-class OpenSoraT2V_v1_3(ModelMixin, ConfigMixin):
+class OpenSoraT2V_v1_3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both have config_name
     """Transformer that makes videos from text."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         *,
@@ -96,10 +96,10 @@ class OpenSoraT2V_v1_3(ModelMixin, ConfigMixin):
         sample_size_h: int | None = None,
         sample_size_w: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         width = num_attention_heads * attention_head_dim
         self.pos_embed = PatchEmbed(in_channels, width, patch_size)
-        self.caption_projection = PixArtAlphaTextProjection(caption_channels, width)
+        self.caption_projection = PixArtAlphaTextProjection(caption_channels, width)  # type: ignore[no-untyped-call]
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(num_attention_heads, width) for _ in range(num_layers)]
@@ -121,7 +121,7 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
     latent frame covers.
     """
 
-    @wraps(OpenSoraT2V_v1_3.__init__)  # so that diffusers sees the fields of the configuration
+    @wraps(OpenSoraT2V_v1_3.__init__)  # type: ignore[misc]  # so that diffusers sees the fields of the configuration
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         patch, width = self.config["patch_size"], self.proj_out.in_features
@@ -135,7 +135,8 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
     def embed(self, latents: Tensor) -> Tensor:
         """Return the tokens [B, S, width] of latents [B, C, F, H, W] with all their channels."""
         channels = self.config["in_channels"]
-        own, frames, mask = latents.split([channels, channels, self.config["vae_scale_factor_t"]], dim=1)
+        parts = [channels, channels, self.config["vae_scale_factor_t"]]
+        own, frames, mask = torch.split(latents, parts, dim=1)
         tokens = super().embed(own)
         for (patches, linear), part in (
             (self.pos_embed_masked_hidden_states, frames),

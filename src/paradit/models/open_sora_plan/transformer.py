@@ -213,10 +213,13 @@ class OpenSoraPlanTransformer(SplitModule[OpenSoraPlanTokens, OpenSoraPlanContex
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
-        repeated = {
-            name: torch.cat([getattr(tokens, name)] * times) for name in ("hidden_states", "temb", "rows")
-        }
-        return replace(tokens, context=context, **repeated)
+        return replace(
+            tokens,
+            context=context,
+            hidden_states=torch.cat([tokens.hidden_states] * times),
+            temb=torch.cat([tokens.temb] * times),
+            rows=torch.cat([tokens.rows] * times),
+        )
 
     def resume(
         self,
@@ -310,7 +313,7 @@ def _finish(
 def _cross_attention(attn: Attention, x: Tensor, texts: list[KeysValues], kernel: Kernel) -> Tensor:
     query = heads(attn.to_q(x), attn)
     # One prompt after another, because they may differ in length.
-    each = [kernel(one, *text) for one, text in zip(query.split(1), texts, strict=True)]
+    each = [kernel(one, *text) for one, text in zip(torch.split(query, 1), texts, strict=True)]
     return _out(torch.cat(each), attn)
 
 
