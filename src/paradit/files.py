@@ -180,6 +180,21 @@ def write_whole(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Write a folder completely or not at all: the `with` block fills a hidden one, which then gets the name.
+
+    Yields the hidden folder. Raises OSError.
+    """
+    part = temporary_name(path)
+    part.mkdir()
+    try:
+        yield part
+        part.rename(path)
+    finally:
+        remove(part)
+
+
 def remove_parts(folder: Path, pids: Collection[int]) -> None:
     """Remove temporary files that processes have left in a folder.
 

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from paradit import __version__
 from paradit.cli.commands import (
     calibrate_options,
+    convert_options,
     decode_options,
     doctor_options,
     extend_options,
@@ -41,6 +42,7 @@ COMMANDS = {
     "extend": extend_options.ENTRY,
     "runs": runs_options.ENTRY,
     "decode": decode_options.ENTRY,
+    "convert": convert_options.ENTRY,
     "plan": plan_options.ENTRY,
     "calibrate": calibrate_options.ENTRY,
     "doctor": doctor_options.ENTRY,

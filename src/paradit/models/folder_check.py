@@ -59,8 +59,8 @@ def check_folder(
         _check_weights(name, folder, filter(has_weights, components(index)), files, variant)
     if local:
         for file in sorted(files):
-            if file.endswith(".safetensors"):
-                _check_safetensors(name, folder, file)
+            if file.endswith(".safetensors") and (problem := safetensors_problem(folder / file)):
+                raise Incomplete(f"model {name!r} is incomplete: {file} {problem}")
 
 
 def no_index(name: str, other: str | None) -> str:
@@ -176,27 +176,28 @@ def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
         )
 
 
-def _check_safetensors(name: str, folder: Path, file: str) -> None:
-    """Refuse a safetensors file that is damaged, or shorter than its header says (an interrupted copy).
+def lfs_hint(path: Path) -> str:
+    """Return the end of an error message about a weights file that is only a Git LFS pointer; else empty."""
+    # A pointer is a text file, which begins with the version of its format.
+    with path.open("rb") as stream:
+        pointer = stream.read(8) == b"version "
+    return ": it is a Git LFS pointer, run 'git lfs pull'" if pointer else ""
 
-    Raises Incomplete.
+
+def safetensors_problem(path: Path) -> str:
+    """Return what is wrong with a safetensors file: damaged, or shorter than its header says; empty if fine.
+
+    The text is the end of a sentence that begins with the file's name. A file is too short if copying it was
+    interrupted.
     """
-    path = folder / file
     size = path.stat().st_size
     try:
         length, tensors = read_header(path)
     except ValueError:
-        # A Git LFS pointer is a text file, which begins with the version of its format.
-        with path.open("rb") as stream:
-            pointer = stream.read(8) == b"version "
-        hint = ": it is a Git LFS pointer, run 'git lfs pull'" if pointer else ""
-        raise Incomplete(f"model {name!r} is incomplete: {file} is not a safetensors file{hint}") from None
+        return f"is not a safetensors file{lfs_hint(path)}"
     end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     # The file has 8 bytes with the header's length, the header, and the tensors.
-    if size < 8 + length + end:
-        raise Incomplete(
-            f"model {name!r} is incomplete: {file} has {size} of {8 + length + end} bytes, copy it again"
-        )
+    return f"has {size} of {8 + length + end} bytes, copy it again" if size < 8 + length + end else ""
 
 
 def _read_json(name: str, folder: Path, file: str, files: set[str]) -> dict[str, Any]:

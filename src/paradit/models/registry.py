@@ -30,6 +30,9 @@ class Family:
     locations as "module:name"."""
     presets: Mapping[str, str] = field(default_factory=dict)
     """Mapping from those of `pipelines` that few-step models have to the preset that suits the model."""
+    checkpoint: str = ""
+    """Location, as "module:name", of the function (folder: Path, given: Given) -> Checkpoint | None that
+    finds a checkpoint in the authors' own format, for `paradit convert`: see `models.checkpoint`."""
     components: tuple[str, ...] = COMPONENTS
     """Names of the components that a model folder must hold."""
     transformers: tuple[str, ...] = ()

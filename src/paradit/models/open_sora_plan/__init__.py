@@ -5,6 +5,7 @@ from paradit.models.registry import Family
 FAMILY = Family(
     pipelines=("OpenSoraPlanPipeline",),
     read_spec="paradit.models.open_sora_plan.spec:read_spec",
+    checkpoint="paradit.models.open_sora_plan.checkpoint:find",
     model="paradit.models.open_sora_plan.adapter:OpenSoraPlanModel",
     classes={
         "OpenSoraT2V_v1_3": "paradit.models.open_sora_plan.module:OpenSoraT2V_v1_3",
