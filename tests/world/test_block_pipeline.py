@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import open_sora_plan
 from messages import says
 from paradit.attention.local_attention import sdpa
 from paradit.config.methods.method import resolve
@@ -177,6 +178,10 @@ def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
 def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
     """The model has two double and two single blocks; the text's tokens travel between ranks too."""
     check_ranks(save_hunyuan_folder(tmp_path), CASES[:3], 2, LayerCosts((3.0, 1.0, 1.0, 1.0)))
+
+
+def test_sparse_layers(tmp_path: Path) -> None:
+    check_ranks(open_sora_plan.save_folder(tmp_path, heads=3), CASES[:3], PipelineGrid(2, 1, 2))
 
 
 GUIDED = [case for case in CASES if case.guided]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import open_sora_plan
 from paradit.attention.registry import Choice
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
@@ -108,6 +109,18 @@ def test_every_attention(num_ranks: int, size: tuple[int, int, int], tmp_path: P
             # (seen: a Xeon with AMX) rounds differently.
             if name == "pipesp, 1 chunk":
                 assert torch.equal(latents, by_placement[0]), name
+
+
+def test_sparse_layers(tmp_path: Path) -> None:
+    """Two heads on three ranks: ranks compute some rows of a head, in groups that differ in size."""
+    folder, size = open_sora_plan.save_folder(tmp_path, heads=2), (9, 48, 80)
+    names = "ulysses", "auto", "pipesp, 2 chunks", "pipesp-paper", "both"
+    made = {name: placements(3)[name] for name in names}
+    expected = alone(folder, size, guided=True)
+    for by_placement in run_world(on_ranks, 3, folder, size, True, list(made.values()), timeout=240):
+        for name, latents in zip(made, by_placement, strict=True):
+            difference = float((latents - expected).abs().max())
+            assert difference <= 1e-5, (name, difference)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
