@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from allocated import allocated_peak
 from attention_in_memory import FORMS, SHARES, Form, Unrotated, attend_on_ranks, random_qkv
 from paradit.attention.base import Attend, Site
 from paradit.attention.grouped import attended
@@ -78,6 +79,16 @@ def test_one_process_equals_masked_attention(pattern: Pattern, num_tokens: int) 
     some = slice(num_tokens // 3, num_tokens - num_tokens // 5)
     found = attended(sdpa, pattern, q[:, some], k, v, start=some.start, num_rows=num_tokens)
     torch.testing.assert_close(found, expected[:, some], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("run", "most"), [(1, 1.5), (4, 2.25)])
+@pytest.mark.usefixtures("one_thread")
+def test_no_mask_and_no_whole_sequence_is_copied(run: int, most: float) -> None:
+    q, k, v = random_qkv(Shares.equal(8192, 4, 1))
+    peak = allocated_peak(lambda: attended(sdpa, Pattern(4, run), q, k, v))
+    # The result, a quarter of it and, if groups are runs, as much of queries, keys and values; and the blocks
+    # in which the kernel works (at most 0.25 here). A mask would be 16 times as large as the result.
+    assert peak <= most * q.nbytes
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)

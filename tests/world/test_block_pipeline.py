@@ -312,6 +312,13 @@ def test_costs_are_measured(layers: bool, tmp_path: Path) -> None:
     assert len(model.experts[0].blocks) == (4 if layers else 1)
 
 
+def test_costs_of_sparse_layers_are_measured_by_pattern(tmp_path: Path) -> None:
+    model = load(open_sora_plan.save_folder(tmp_path))
+    full, _, single, group, *ends = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle")).layers
+    assert ends == [full, full]
+    assert len({full, single, group}) == 3
+
+
 @pytest.mark.parametrize("guided", [True, False])
 def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> None:
     model = load(save_folder("wan22_a14b", tmp_path))

@@ -51,9 +51,10 @@ def measure_layers(
 ) -> LayerCosts:
     """Measure the seconds that each layer, the embedding and the head take, for latents of (F, h, w).
 
-    Measures one layer of each kind, because all layers of a kind cost the same. If the model has no layer of
-    some kind in memory, one such layer is read from disk, and replaces the model's present layers. shape: (F,
-    h, w). prompt: an encoded prompt. conditions: effect of the request's pictures; None: it has none.
+    Measures one layer of each kind, because all layers of a kind cost the same. Layers with different
+    patterns of attention are of different kinds. If the model has no layer of some kind in memory, one such
+    layer is read from disk, and replaces the model's present layers. shape: (F, h, w). prompt: an encoded
+    prompt. conditions: effect of the request's pictures; None: it has none.
     """
     conditions, frames = conditions or NoConditions(model), range(shape[0])
     transformer, device = model.experts[0], model.device
@@ -66,9 +67,10 @@ def measure_layers(
     def layer(block: Block[Tokens], tokens: Tokens) -> None:
         run(block.run(tokens, attend))
 
-    by_kind = {}
-    for kind in dict.fromkeys(layers.kinds):
-        first = layers.kinds.index(kind)
+    spec, by_kind = model.spec.transformers[0], {}
+    kinds = [(kind, spec.pattern(number)) for number, kind in enumerate(layers.kinds)]
+    for kind in dict.fromkeys(kinds):
+        first = kinds.index(kind)
         if first not in layers.held:
             transformer.keep_layers(range(first, first + 1))
         block = transformer.blocks[layers.held.index(first)]
@@ -76,7 +78,7 @@ def measure_layers(
         tokens = transformer.embed(latents, timestep, context, layout)
         by_kind[kind] = seconds(partial(layer, block, tokens), device)
     return LayerCosts(
-        layers=tuple(by_kind[kind] for kind in layers.kinds),
+        layers=tuple(by_kind[kind] for kind in kinds),
         embed=seconds(partial(transformer.embed, latents, timestep, context, layout), device),
         head=seconds(lambda: transformer.unpatchify(transformer.head(tokens), layout), device),
     )
