@@ -25,6 +25,7 @@ from paradit.scheduling.layer_pipeline import (
     program,
     slots_until_first_block,
     split_layers,
+    usual_lag,
 )
 
 
@@ -241,6 +242,33 @@ def test_idle_slots_and_the_first_block_with_a_lag(
     queue = replace(blocks_and_steps(32, 50), lag=lag)
     assert idle_slots(queue, 8, parts) == idle
     assert slots_until_first_block(queue, 8, parts) == first_block
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_ranks", "parts", "lag"),
+    [
+        (50, 1, 1, 4),
+        (50, 8, 2, 4),
+        (50, 8, 1, 4),
+        (50, 12, 1, 2),
+        (20, 1, 2, 4),
+        (20, 6, 2, 4),
+        (20, 8, 2, 2),
+        (20, 8, 1, 2),
+        (15, 1, 1, 2),
+        (8, 2, 2, 2),
+        (7, 1, 1, 1),
+        (4, 8, 2, 1),
+    ],
+)
+def test_the_usual_lag_makes_no_rank_wait_once_the_queue_is_full(
+    num_steps: int, num_ranks: int, parts: int, lag: int
+) -> None:
+    assert usual_lag(num_steps, num_ranks, parts) == lag
+    if lag > 1:  # more blocks then take no idle slots more
+        queues = [replace(blocks_and_steps(blocks, num_steps), lag=lag) for blocks in (40, 60)]
+        first, second = (idle_slots(queue, num_ranks, parts) for queue in queues)
+        assert first == pytest.approx(second)
 
 
 @pytest.mark.parametrize("num_ranks", range(2, 9))

@@ -10,6 +10,7 @@ from paradit.cli.commands.generate_options import GenerateOptions
 from paradit.cli.jobs import make_jobs, read_prompts
 from paradit.config.errors import InputError
 from paradit.config.methods.dualparal import QueueRequest
+from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import read_spec
@@ -19,7 +20,9 @@ def requests_of(path: Path, *lines: Any, **options: Any) -> list[ResolvedRequest
     """Write a prompts file, and return the requests that it stands for."""
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     given = GenerateOptions(prompts_file=path, output=str(path.parent / "videos"), **options)
-    return [job.request for job in make_jobs(given, read_prompts(given), read_spec(bundled_folder()))]
+    return [
+        job.request for job in make_jobs(given, read_prompts(given), read_spec(bundled_folder()), Placement())
+    ]
 
 
 def test_a_request_on_each_line(tmp_path: Path) -> None:

@@ -99,12 +99,12 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
     loads = not options.dry_run
     spec = find_spec(options.model, revision=options.revision, variant=options.variant, loads=loads)
     spec = with_loras(spec, options.lora or ())
-    as_asked = make_jobs(options, prompts, spec)
+    asked = asked_placement(options)
+    as_asked = make_jobs(options, prompts, spec, asked)
     _check_shared(as_asked)
     if not options.seed.strip().isdecimal():
         report.emit(Explained(line=f"seed {as_asked[0].request.seed}"))
     check_trace(options)
-    asked = asked_placement(options)
     arranged = arrange(options, as_asked, spec, asked, report)
     placement = arranged.placement
     for job in as_asked:

@@ -13,6 +13,7 @@ from paradit.config.limits import MAX_PROMPTS, shown, whole
 from paradit.config.methods.method import resolve
 from paradit.config.methods.registry import declared_options
 from paradit.config.options import named as source
+from paradit.config.placement import Placement
 from paradit.config.requests import (
     Request,
     ResolvedRequest,
@@ -35,10 +36,13 @@ from paradit.video.writer import (
 SLUG_LENGTH = 48
 
 
-def make_jobs(options: GenerateOptions, prompts: list[Given], spec: ModelSpec) -> list[Job]:
+def make_jobs(
+    options: GenerateOptions, prompts: list[Given], spec: ModelSpec, placement: Placement
+) -> list[Job]:
     """Return a checked job for each prompt and seed. Raises InputError for the first that is not valid.
 
-    prompts: what is given for each request, as `read_prompts` returns it.
+    prompts: what is given for each request, as `read_prompts` returns it. placement: the placement that the
+    user asks for.
     """
     seed = chosen_seed(options.seed)
     requests = []
@@ -46,7 +50,7 @@ def make_jobs(options: GenerateOptions, prompts: list[Given], spec: ModelSpec) -
         first = given.fields.get("seed", seed)
         with source(given.where):
             asked = [_request(options, given.fields, first + n, spec) for n in range(options.num_videos)]
-            requests += [resolve(one, spec) for one in asked]
+            requests += [resolve(one, spec, placement) for one in asked]
     numbered = _is_numbered(options)
     digits = max(2, len(str(len(requests) - 1)))  # of one width, so that names sort by number
     jobs = []

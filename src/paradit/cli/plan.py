@@ -15,6 +15,7 @@ from paradit.config.errors import InputError
 from paradit.config.given_values import as_files
 from paradit.config.limits import whole
 from paradit.config.methods.method import planned_methods, resolve
+from paradit.config.placement import Placement
 from paradit.config.requests import Request, ResolvedRequest, asked_size, frames_for, latent_shape
 from paradit.config.steps import parse_timesteps
 from paradit.files import write_whole
@@ -47,7 +48,7 @@ def plan(options: PlanOptions) -> int:
     cluster = find_cluster(options.gpus)
     spec = with_loras(_spec(options.model), options.lora or ())
     with as_files(_asked(options, spec)) as asked:
-        request, long = _requests(asked, options, spec)
+        request, long = _requests(asked, options, spec, Placement(ranks=cluster.ranks))
         simulator = Simulator(cluster, spec, request, options.dtype, long)
         plans = find_plans(simulator, options.num_prompts, options.goal)
     if options.json:
@@ -112,14 +113,14 @@ def _any_picture(spec: ModelSpec) -> object:
 
 
 def _requests(
-    asked: Request, options: PlanOptions, spec: ModelSpec
+    asked: Request, options: PlanOptions, spec: ModelSpec, every_rank: Placement
 ) -> tuple[ResolvedRequest, ResolvedRequest | None]:
     """Return two requests for the same video: one denoised as a whole, one in frame blocks.
 
     The second is None if the video is no longer than the model was trained on. If the video cannot be
     denoised as a whole, both are in frame blocks. Raises InputError.
     """
-    long = _in_blocks(asked, options, spec)
+    long = _in_blocks(asked, options, spec, every_rank)
     # If the video is too long for one piece, the error about that is reported unless blocks can make it.
     at_once = next(method.name for method in planned_methods() if not method.streams)
     try:
@@ -131,7 +132,9 @@ def _requests(
         return long, long
 
 
-def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> ResolvedRequest | None:
+def _in_blocks(
+    asked: Request, options: PlanOptions, spec: ModelSpec, every_rank: Placement
+) -> ResolvedRequest | None:
     """Return the request in frame blocks; None if the video is no longer than the model was trained on.
 
     Raises InputError if options for frame blocks are given and cannot be used.
@@ -139,7 +142,8 @@ def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> Resolve
     blocks, long = options.others, None
     method = next((method.name for method in planned_methods() if method.streams), None)
     with nullcontext() if blocks else suppress(InputError):  # other mistakes are reported for the whole video
-        long = resolve(replace(asked, method=method, options=blocks), spec) if method else None
+        in_blocks = replace(asked, method=method, options=blocks)
+        long = resolve(in_blocks, spec, every_rank) if method else None
     if long is None or latent_shape(long, spec)[1] > spec.trained_latent_frames:
         return long
     if blocks:

@@ -130,6 +130,7 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         "num_frames": request.num_frames if options.duration is None else None,
         "method": candidate.method if simulator.long is not None else None,
         **{name: value for name, value in options.others.items() if name in declared(method.options)},
+        **{name: getattr(request, name) for name in method.by_ranks},  # the plan was made with these
         "num_inference_steps": None if request.timesteps else request.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "guidance_scale_2": options.guidance_scale_2,

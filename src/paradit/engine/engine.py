@@ -102,7 +102,7 @@ class Engine:
         elif plan_for:
             with ExitStack() as held:
                 given = [held.enter_context(as_files(request)) for request in plan_for]
-                self.placement = self._decided([resolve(request, self.spec) for request in given])
+                self.placement = self._decided([resolve(one, self.spec, self._ranks()) for one in given])
         atexit.register(self.close, wait=False)
 
     def submit(
@@ -124,7 +124,7 @@ class Engine:
         """
         target = None if latents is None else named("latents", latents)
         with as_files(request) as given, self._lock:
-            resolved = resolve(given, self.spec)
+            resolved = resolve(given, self.spec, self._ranks())
             self._check_open()
             placement = self.placement or self._decided([resolved])
             self._check(resolved, placement)
@@ -218,6 +218,14 @@ class Engine:
                 f"the engine's ranks are made for method {first.method}, but the request wants "
                 f"{request.method}: use another engine for it"
             )
+
+    def _ranks(self) -> Placement:
+        """Return the placement; as long as it is not decided, one with all stages on all GPUs here."""
+        if self.placement is not None:
+            return self.placement
+        from paradit.devices import visible_ranks
+
+        return Placement(ranks=visible_ranks())
 
     def _decided(self, requests: list[ResolvedRequest]) -> Placement:
         from paradit.engine.auto import decide

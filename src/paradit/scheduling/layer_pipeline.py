@@ -21,6 +21,11 @@ WELL_USED = 0.7
 """Smallest fraction of the time for which layer slices should be busy. If a number of slices
 would be less busy than this, fewer are used. Then several ranks share the tokens of a slice, with an exchange
 in every layer."""
+USUAL_LAGS = (4, 2)
+"""Lags that a video gets by default if its queue is long enough, the preferred one first. The larger the lag,
+the less frame blocks' borders are seen."""
+LEAST_BLOCKS = 4
+"""Smallest number of frame blocks that a full queue should have with a lag from `USUAL_LAGS`."""
 MANY_BLOCKS = 64
 """Largest number of frame blocks that are simulated to estimate how busy a pipeline is. Longer videos are
 simulated as if they had this many."""
@@ -239,6 +244,17 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
     """
     assert queue.num_blocks is not None, "a video of duration inf never ends"
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
+
+
+def usual_lag(num_steps: int, num_slices: int, parts: int) -> int:
+    """Return the default lag of a block queue: the largest with which no rank waits once the queue is full.
+
+    With a lag, a frame block waits for the step that the block before it took in the round before. Then the
+    other blocks of a round must keep the ranks busy until that step's prediction has returned. parts: number
+    of messages in which a step's hidden states travel: one for each guidance branch that a rank computes.
+    """
+    least = max(LEAST_BLOCKS, 2 + (num_slices - 1) / parts)
+    return next((lag for lag in USUAL_LAGS if num_steps // lag >= least), 1)
 
 
 @lru_cache(maxsize=256)  # slow: it simulates the pipeline, and is called for every candidate

@@ -15,14 +15,20 @@ from paradit.config.methods.full import is_long
 from paradit.config.methods.method import resolve
 from paradit.config.options import Option
 from paradit.config.placement import Placement, divisors
-from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
-from paradit.config.steps import MAX_STEPS
+from paradit.config.requests import Request, ResolvedRequest, frames_at_once, latent_shape
+from paradit.config.steps import MAX_STEPS, Steps
 from paradit.config.values import Values
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec, stage_of
 from paradit.models.vae_spec import FP32_BYTES
 from paradit.scheduling.block_queue import ONE_CLEANER, SAME_LEVEL, BlockQueue
-from paradit.scheduling.layer_pipeline import PipelineGrid, choose_slices, split_layers, used_share
+from paradit.scheduling.layer_pipeline import (
+    PipelineGrid,
+    choose_slices,
+    split_layers,
+    used_share,
+    usual_lag,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,8 @@ class QueueOptions(BlockOptions):
             help="Number of rounds after which the next frame block of dualparal joins the queue. The block "
             "before it is that many steps further denoised, so with a larger lag, borders between blocks "
             "are seen less and the first frames come sooner, but ranks wait for each other more. "
-            "[default: 1]",
+            "[default: 4, 2 or 1: the largest with which no rank waits in the middle of the video; 1 with "
+            "--left-level or --left-context cache]",
             metavar="N",
             least=1,
             most=MAX_STEPS,
@@ -110,17 +117,29 @@ class DualParal(InBlocks):
     sampler = "paradit.sampling.dualparal:SAMPLER"
     cost_model = "paradit.planner.block_costs:IN_BLOCKS"
     endless = later_prompts = divides_layers = planned_unasked = True
+    by_ranks = ("lag",)
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
         return is_long(fields, spec)
 
+    def resolve(
+        self, request: Request, fields: dict[str, Any], spec: ModelSpec, placement: Placement
+    ) -> ResolvedRequest:
+        own = request.options
+        is_open = own.get("lag") is None and own.get("left_level") is None
+        if is_open and own.get("left_context") in (None, "latents"):
+            steps = Steps(**{name: fields[name] for name in Steps.__dataclass_fields__})
+            slices = num_slices(placement) or min(placement.branch_ranks, _num_layers(spec))
+            branches = -(-steps.num_branches(spec) // placement.cfg_degree)
+            lag = usual_lag(steps.num_inference_steps, slices, branches)
+            request = replace(request, options=Values({**own, "lag": lag}))
+        return super().resolve(request, fields, spec, placement)
+
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         own = cast(QueueOptions, options)
-        lag = 1 if own.lag is None else own.lag
-        if lag > fields["num_inference_steps"]:
-            raise InputError(
-                f"lag must be at most {fields['num_inference_steps']}, the number of steps, got {lag}"
-            )
+        lag, steps = own.lag or 1, fields["num_inference_steps"]
+        if lag > steps:
+            raise InputError(f"lag must be at most {steps}, the number of steps, got {lag}")
         if lag > 1 and own.left_level is not None:
             raise InputError(
                 f"left_level is for a lag of 1: with {lag}, a frame block always sees the latest frames of "

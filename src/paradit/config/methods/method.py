@@ -59,6 +59,9 @@ class Method(Declares):
     divides_layers = False
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
+    by_ranks: tuple[str, ...] = ()
+    """Names of request options whose defaults depend on the ranks that make the video."""
+
     planned_unasked = False
     """Whether the planner chooses the placement on a calibrated machine even if not asked to do so."""
 
@@ -69,10 +72,17 @@ class Method(Declares):
         """
         return False
 
-    def resolve(self, request: Request, fields: dict[str, Any], spec: ModelSpec) -> ResolvedRequest:
+    def resolve(
+        self,
+        request: Request,
+        fields: dict[str, Any],
+        spec: ModelSpec,
+        placement: Placement,  # noqa: ARG002
+    ) -> ResolvedRequest:
         """Return the request with all values decided by this denoising method and checked. Raises InputError.
 
-        fields: the request's values, as `resolved_fields` returns them.
+        fields: the request's values, as `resolved_fields` returns them. placement: the ranks that make the
+        video, for defaults that depend on them (`by_ranks`).
         """
         if request.endless and not self.endless:
             able = _named(lambda method: method.endless)
@@ -290,17 +300,19 @@ def planned_methods() -> list[Method]:
     return [method for method in all_methods() if method.cost_model is not None]
 
 
-def resolve(request: Request, spec: ModelSpec) -> ResolvedRequest:
+def resolve(request: Request, spec: ModelSpec, placement: Placement | None = None) -> ResolvedRequest:
     """Return the request with the model's defaults filled in by its method, and everything checked.
 
-    Raises InputError, one line that names the field, its value and the nearest valid one.
+    placement: the ranks that make the video, as far as they are known; None: one rank. Some methods have
+    defaults that depend on them. Raises InputError, one line that names the field, its value and the nearest
+    valid one.
     """
     fields = resolved_fields(request, spec)
     if request.method is None:
         method = next(method for method in all_methods() if method.suits(fields, spec))
     else:
         method = find_method(request.method)
-    return method.resolve(request, fields, spec)
+    return method.resolve(request, fields, spec, placement or Placement())
 
 
 def read_resolved(fields: Mapping[str, Any]) -> ResolvedRequest:
