@@ -120,12 +120,6 @@ class LoraWeights:
         return {key: torch.empty(one.shape, device="meta") for key, one in header.items()}
 
     @cached_property
-    def _alphas(self) -> Tensors:
-        """Alphas, by their names in the file: the converter reads their values."""
-        with safe_open(self._lora.path, framework="pt") as stored:
-            return {key: stored.get_tensor(key) for key in self._shapes if key.endswith(".alpha")}
-
-    @cached_property
     def _left_out(self) -> list[str]:
         """Names of the tensors that diffusers' converter leaves out: differences of norms and the like."""
         whole = {key: tensor for key, tensor in self._stand_ins().items() if ".diff" in key}
@@ -144,7 +138,10 @@ class LoraWeights:
         return self._converted(tensors)
 
     def _stand_ins(self) -> Tensors:
-        return self._shapes | self._alphas
+        # The converter reads the values of alphas.
+        return {
+            key: torch.ones(one.shape) if key.endswith(".alpha") else one for key, one in self._shapes.items()
+        }
 
     def _converted(self, tensors: Tensors) -> Tensors:
         try:
