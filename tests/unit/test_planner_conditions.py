@@ -110,7 +110,7 @@ def test_a_plan_says_it_and_its_command_gives_the_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    given = {"image": str(tmp_path / "picture.png"), "lora": ("shapes-4step",)}
+    given: dict[str, Any] = {"image": str(tmp_path / "picture.png"), "lora": ("shapes-4step",)}
     asked: dict[str, Any] = {"model": "shapes", "gpus": "2xRTX 4090", "num_prompts": 3, "dtype": "fp32"}
     assert planning.plan(PlanOptions(**asked)) == 0
     assert "pictures: " not in capsys.readouterr().out
