@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_in_memory import DEPTH, attend_on_ranks
 from messages import says
-from paradit.attention.base import Attend
+from paradit.attention.base import Attend, Projection
 from paradit.attention.chunked import chunked
 from paradit.attention.local_attention import sdpa
 from paradit.attention.patterns import FULL, Pattern
@@ -27,7 +28,7 @@ from paradit.models.open_sora_plan.spec import OpenSoraPlanTransformerSpec
 from paradit.models.published import published_spec
 from paradit.models.spec import TransformerSpec
 from paradit.planner.costs import block_seconds
-from paradit.planner.discrete_events import Compute, Post
+from paradit.planner.discrete_events import Compute, Post, Wait
 from paradit.planner.hardware import Cluster
 from paradit.planner.step import Branch, simulate_layers
 from paradit.planner.whole_video_step import all_layers, group_of, simulated_step
@@ -58,6 +59,15 @@ def counted(spec: TransformerSpec, choice: Choice, ranks: int) -> Work:
     """Run the attention of all layers on ranks, and count in the kernels and in the transport."""
     work, shares = Work(Counter(), Counter()), Shares.equal(TOKENS, HEADS, ranks)
     q, k, v = (torch.randn(BATCH, TOKENS, HEADS, DEPTH) for _ in range(3))
+    for number in range(LAYERS):
+        attended_by(choice, shares, spec.pattern(number), (q, k, v), work)
+    return work
+
+
+def attended_by(
+    choice: Choice, shares: Shares, pattern: Pattern | None, qkv: tuple[Tensor, Tensor, Tensor], work: Work
+) -> Tensor:
+    """Run one attention on ranks, add to `work` what they compute and send, and return the result."""
 
     def form(shares: Shares, transport: Any) -> Attend:
         def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -69,10 +79,9 @@ def counted(spec: TransformerSpec, choice: Choice, ranks: int) -> Work:
             return chunked(exchange, kernel)
         return pipesp_paper(exchange, UlyssesExchange(shares, transport, shares.most_heads), kernel)
 
-    for number in range(LAYERS):
-        _, transports = attend_on_ranks(shares, q, k, v, form, pattern=spec.pattern(number))
-        work.sent.update({transport.rank: transport.bytes_sent for transport in transports})
-    return work
+    attended, transports = attend_on_ranks(shares, *qkv, form, pattern=pattern)
+    work.sent.update({transport.rank: transport.bytes_sent for transport in transports})
+    return attended
 
 
 def planned(spec: TransformerSpec, choice: Choice, ranks: int) -> Work:
@@ -153,3 +162,63 @@ def test_forms_without_patterns_are_refused_before_anything_is_loaded() -> None:
     first = spec.transformers[0]
     choices = Placement(ranks=4, attention=AUTO).choices(24, patterns=first.sparse_patterns)
     assert choices and all(choice.form.patterns for choice in choices)
+
+
+def order_of_run(shares: Shares) -> list[list[str]]:
+    """Run attention as in PipeSP's paper; return what each rank does, in order, until its results leave."""
+    done: list[list[str]] = [[] for _ in range(shares.num_ranks)]
+
+    def form(shares: Shares, transport: Any) -> Attend:
+        mine, start = done[transport.rank], transport.start
+
+        def logged_start(*message: Any) -> Any:
+            mine.append("send")
+            return start(*message)
+
+        def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            mine.append("attention")
+            return sdpa(query, key, value)
+
+        def logged(projection: Projection) -> Projection:
+            for projected in projection:
+                mine.append("project")
+                yield projected
+
+        transport.start = logged_start
+        by_head = UlyssesExchange(shares, transport, shares.most_heads)
+        attend = pipesp_paper(UlyssesExchange(shares, transport), by_head, kernel)
+        return lambda site, projection, layout: attend(site, logged(projection), layout)
+
+    attend_on_ranks(shares, *(torch.randn(BATCH, TOKENS, shares.num_heads, DEPTH) for _ in range(3)), form)
+    return done
+
+
+def test_inputs_travel_while_others_are_projected() -> None:
+    """As PipeDiT does for Open-Sora-Plan: each of three inputs leaves before the next is projected."""
+    shares = Shares.equal(TOKENS, HEADS, 2)
+    expected = ["project", "send"] * 3 + ["attention", "send"] * 3
+    assert order_of_run(shares) == [expected] * 2
+    branch, names = branch_of(SPEC, cluster(2), shares, FULL), {Compute: "", Post: "send", Wait: "wait"}
+    for rank in range(2):
+        steps = list(layer(branch, Choice.of("pipesp-paper"))(rank, 0))
+        words = [step.name if isinstance(step, Compute) else names[type(step)] for step in steps]
+        assert words[6:9] == ["wait"] * 3
+        assert [word for word in words[:-1] if word != "wait"] == expected
+
+
+@pytest.mark.parametrize("pattern", [None, Pattern(4)], ids=str)
+def test_shares_of_heads_beat_padded_heads(pattern: Pattern | None) -> None:
+    """On 7 ranks PipeDiT pads 24 heads to 28, so that each rank has 4. Ours have 24 / 7 each."""
+    tokens, plain = 896, Choice.of("ulysses")  # no rank fills up its rows
+    heads, q_k_v = 24, [torch.randn(1, tokens, 24, DEPTH) for _ in range(3)]
+    found = {}
+    for number in (heads, 28):
+        work, padded = Work(Counter(), Counter()), [pad(x, (0, 0, 0, number - heads)) for x in q_k_v]
+        q, k, v = padded
+        attended = attended_by(plain, Shares.equal(tokens, number, 7), pattern, (q, k, v), work)
+        found[number] = work, attended[:, :, :heads]
+    (ours, attended), (theirs, expected) = found.values()
+    torch.testing.assert_close(attended, expected, rtol=0, atol=1e-6)
+    for rank in range(7):
+        assert ours.operations[rank] * 28 == theirs.operations[rank] * 24
+        assert ours.sent[rank] < theirs.sent[rank]

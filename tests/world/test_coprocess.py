@@ -44,7 +44,7 @@ def splits_over_gloo(world: World, num_helpers: int) -> None:
         if world.rank >= shares.num_holders and not shares.work[world.rank]:
             continue  # nothing arrives here, so it need not be ready
         q, k, v = random_qkv(shares)
-        attend = FORMS[("plain", "2 chunks")[turn % 2]](shares, transport)
+        attend = FORMS[("plain", "2 chunks", "paper")[turn % 3]](shares, transport)
         mine = of_rank(shares, world.rank, v, k, q)
         attended = run(attend(Site(0), iter(mine), layout_of(shares, world.rank)))
         (expected,) = of_rank(shares, world.rank, sdpa(q, k, v))

@@ -9,7 +9,7 @@ class PipeSPPaper(Form):
     name = "pipesp-paper"
     help = "All data arrive first, then each head is computed and sent on; for comparison with its paper."
     exactness = "exact: bit for bit the result of one process"
-    patterns = True
+    helped = patterns = True
     joined_by = "paradit.attention.pipesp_paper:join"
     timed_by = "paradit.attention.timing.head_exchange:paper_layer"
 
