@@ -46,9 +46,13 @@ from random_models import random_hunyuan_video, random_open_sora_plan, random_wa
 HEADS, HEAD_DIM, LAYERS, FFN = 8, 64, 5, 2048
 HUNYUAN_VIDEO_LAYERS = 2, 3  # double and single blocks
 OPEN_SORA_PLAN = 8, 48, 32  # heads, head dim (a multiple of 6), layers
-LATENT_SHAPE = (9, 32, 32)  # 2,304 tokens
+LATENT_SHAPES = {
+    "wan": (9, 32, 32),  # 2,304 tokens
+    "hunyuan_video": (9, 32, 32),
+    "open_sora_plan": (5, 24, 24),  # 720 tokens, because it has many layers
+}
 TEXT_TOKENS = 32
-MODELS = ("wan", "hunyuan_video", "open_sora_plan")
+MODELS = tuple(LATENT_SHAPES)
 SEAMS = {
     "wan": WanTransformer,
     "hunyuan_video": HunyuanVideoTransformer,
@@ -92,12 +96,12 @@ def modules(model: str) -> tuple[Any, Tensor, list[tuple[Tensor, ...]]]:
     """Return a model's random transformer, its latents, and the prompt embeddings of each guidance branch."""
     if model == "wan":
         sizes = (HEADS, HEAD_DIM, LAYERS, FFN)
-        module, latents, embeds = random_wan(sizes, LATENT_SHAPE, TEXT_TOKENS)
+        module, latents, embeds = random_wan(sizes, LATENT_SHAPES[model], TEXT_TOKENS)
         return module, latents, [(part,) for part in embeds]
     if model == "open_sora_plan":
-        return random_open_sora_plan(OPEN_SORA_PLAN, LATENT_SHAPE, TEXT_TOKENS)
+        return random_open_sora_plan(OPEN_SORA_PLAN, LATENT_SHAPES[model], TEXT_TOKENS)
     hunyuan = (HEADS, HEAD_DIM, *HUNYUAN_VIDEO_LAYERS)
-    video, latents, prompt = random_hunyuan_video(hunyuan, LATENT_SHAPE, TEXT_TOKENS)
+    video, latents, prompt = random_hunyuan_video(hunyuan, LATENT_SHAPES[model], TEXT_TOKENS)
     return video, latents, [prompt]
 
 
@@ -112,7 +116,7 @@ class Step:
         heads = self.seam.num_heads
         patterns = frozenset(site.pattern for site in self.seam.sites if site.pattern)
         self.timestep = torch.tensor([500])
-        self.layout = self.seam.layout(LATENT_SHAPE)
+        self.layout = self.seam.layout(LATENT_SHAPES[model])
         branches = len(self.prompts)
         self.predictors = {
             name: sequence_parallel(world, way, heads, branches, patterns=patterns)
