@@ -16,16 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
+from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration, T5TokenizerFast
 
 from messages import says
 from paradit.config.errors import InputError
 from paradit.models.checkpoint import Given, convert, find
 from paradit.models.common.tensor_files import write_tensors
+from paradit.models.folder import find_model
 from paradit.models.open_sora_plan.module import OpenSoraT2V_v1_3
 from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.spec import read_spec
-from tiny import TEXT_DIM, tokenizer, wf_vae
+from paradit.pipeline import load
+from tiny import TEXT_DIM, wf_vae
 
 TRANSFORMER = "any93x640x640"
 
@@ -53,7 +55,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mt5 = folder.parent / "mt5"
     text_encoder.config.save_pretrained(mt5)
     torch.save(text_encoder.state_dict(), mt5 / "pytorch_model.bin")
-    tokenizer().save_pretrained(mt5)
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    T5TokenizerFast(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(mt5)
     (folder / "prompt_refiner").mkdir()
     (folder / "prompt_refiner" / "config.json").write_text('{"model_type": "llama"}')
     return folder
@@ -99,7 +102,11 @@ def test_the_command_makes_a_model_folder(published: Path, tmp_path: Path) -> No
     index = json.loads((model / "model_index.json").read_text())
     assert index["_class_name"] == "OpenSoraPlanPipeline"
     assert index["transformer"][1] == "OpenSoraT2V_v1_3"
-    assert read_spec(model).vae.decoder_channels == (8, 16, 32)
+    spec = read_spec(find_model(str(model)))
+    assert spec.vae.decoder_channels == (8, 16, 32)
+    assert {part.component: part.parameters for part in spec.weights}["text_encoder"] > 0
+    prompt, mask = load(spec, "fp32", stages=("encode", "decode")).encode_prompt("a red circle")
+    assert (prompt.shape, int(mask.sum())) == ((1, 512, TEXT_DIM), 14)
     # The published weights, under their names, without those of training and of the text decoder.
     vae = WFVAEModel.from_pretrained(model / "vae")
     assert equal(vae.state_dict(), wf_vae().state_dict())
@@ -254,6 +261,12 @@ WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
 def test_incomplete_checkpoints(checkpoint: Path, change: Callable[[Path], Any], message: str) -> None:
     change(checkpoint)
     refused(checkpoint, message)
+
+
+def test_a_checkpoint_that_is_not_converted_says_how(published: Path) -> None:
+    with pytest.raises(InputError) as error:
+        find_model(str(published))
+    assert says(str(error.value), "model_index.json is missing: `paradit convert FOLDER` makes")
 
 
 def test_other_words_that_are_wrong(checkpoint: Path) -> None:

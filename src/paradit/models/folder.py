@@ -130,7 +130,7 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
     files = hub.list_model(name, revision)
     if "model_index.json" not in files:
         other = other_format(name) or (f"{name}-Diffusers" if hub.exists(f"{name}-Diffusers") else None)
-        raise InputError(no_index(name, other))
+        raise InputError(no_index(name, other, files))
     folder = hub.download_configs(name, revision)
     # The names of files are those on the hub, because the weights are not downloaded yet.
     check_folder(name, folder, files, variant=variant)

@@ -5,7 +5,7 @@ Does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def check_folder(
     the hub. weights: whether all weights must be present.
     """
     if "model_index.json" not in files:
-        raise Incomplete(no_index(name, other_format(name)))
+        raise Incomplete(no_index(name, other_format(name), files))
     index = read_index(folder)
     _check_class(name, index["_class_name"])
     for component in family(index["_class_name"]).components:
@@ -63,12 +63,15 @@ def check_folder(
                 raise Incomplete(f"model {name!r} is incomplete: {file} {problem}")
 
 
-def no_index(name: str, other: str | None) -> str:
+def no_index(name: str, other: str | None, files: Collection[str]) -> str:
     """Return the error text for a model without model_index.json.
 
     name: the model's name. other: the hub id of the same model in diffusers' format; None if not known.
+    files: the relative paths of the model's files.
     """
     hint = f": use {other!r}" if other else ""
+    if "vae/merged.ckpt" in files:  # of Open-Sora-Plan, as published
+        hint = ": `paradit convert FOLDER` makes a model folder of it"
     return f"model {name!r} is incomplete or not in diffusers' format: model_index.json is missing{hint}"
 
 

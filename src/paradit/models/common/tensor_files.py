@@ -98,9 +98,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Told) -> None
         file.write(len(text).to_bytes(8, "little") + text)
         done = 0
         for tensor in tensors.values():
-            values = memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+            values = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
             for start in range(0, len(values), BLOCK):
-                file.write(values[start : start + BLOCK])
+                file.write(values[start : start + BLOCK].data)
                 told(done + min(start + BLOCK, len(values)), end)
             done += len(values)
         _settle(file)

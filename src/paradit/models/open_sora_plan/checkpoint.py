@@ -79,9 +79,9 @@ class OpenSoraPlanCheckpoint:
             if (self.text_encoder / name).exists():
                 shutil.copyfile(self.text_encoder / name, folder / name)
         if not (folder / "tokenizer.json").exists():
-            from transformers import T5TokenizerFast
+            from transformers import T5Tokenizer
 
-            T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)
+            T5Tokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def find(folder: Path, given: Given) -> OpenSoraPlanCheckpoint | None:

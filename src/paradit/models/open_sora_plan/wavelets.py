@@ -44,14 +44,15 @@ def transformed(video: Tensor, filters: Sequence[Tensor]) -> Tensor:
     """Return the bands [B, 8 C, F / 2, H / 2, W / 2] of a video [B, C, F, H, W], band by band."""
     batch, channels = video.shape[:2]
     bands = conv3d(video.flatten(0, 1)[:, None], torch.cat([*filters]), stride=2)
-    return bands.unflatten(0, (batch, channels)).transpose(1, 2).flatten(1, 2)
+    return bands.reshape(batch, channels, *bands.shape[1:]).transpose(1, 2).flatten(1, 2)
 
 
 def restored(bands: Tensor, filters: Sequence[Tensor]) -> Tensor:
     """Return the video [B, C, 2 F, 2 H, 2 W] of bands [B, 8 C, F, H, W], in the order of `transformed`."""
     batch, count = len(bands), len(filters)
-    by_channel = bands.unflatten(1, (count, -1)).transpose(1, 2).flatten(0, 1)
-    return conv_transpose3d(by_channel, torch.cat([*filters]), stride=2).unflatten(0, (batch, -1)).squeeze(2)
+    by_channel = bands.reshape(batch, count, -1, *bands.shape[2:]).transpose(1, 2).flatten(0, 1)
+    video = conv_transpose3d(by_channel, torch.cat([*filters]), stride=2)
+    return video.reshape(batch, -1, *video.shape[2:])
 
 
 class Haar3D(Module):
@@ -99,7 +100,7 @@ class Haar2D(Module):
         filters = torch.cat([self.get_buffer(name) for name in BANDS_2D])
         batch, channels, frames = x.shape[:3]
         bands = conv2d(x.flatten(0, 2)[:, None], filters, stride=2)
-        return bands.unflatten(0, (batch, channels, frames)).movedim(3, 1).flatten(1, 2)
+        return bands.reshape(batch, channels, frames, *bands.shape[1:]).movedim(3, 1).flatten(1, 2)
 
 
 class InverseHaar2D(Haar2D):
@@ -107,6 +108,6 @@ class InverseHaar2D(Haar2D):
 
     def forward(self, x: Tensor) -> Tensor:
         filters = torch.cat([self.get_buffer(name) for name in BANDS_2D])
-        by_frame = x.unflatten(1, (len(BANDS_2D), -1)).movedim(1, 3)
+        by_frame = x.reshape(len(x), len(BANDS_2D), -1, *x.shape[2:]).movedim(1, 3)
         frames = conv_transpose2d(by_frame.flatten(0, 2), filters, stride=2).squeeze(1)
-        return frames.unflatten(0, by_frame.shape[:3])
+        return frames.reshape(*by_frame.shape[:3], *frames.shape[1:])

@@ -154,13 +154,13 @@ class Decoder(nn.Module):
         return h[:, : -self.flow], h[:, -self.flow :]
 
 
-class WFVAEModel(ModelMixin, ConfigMixin):
+class WFVAEModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """WF-VAE with layer norms, attention, and a decoder that interpolates in time.
 
     Its parameters are named as in published configurations.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         *,
@@ -188,7 +188,7 @@ class WFVAEModel(ModelMixin, ConfigMixin):
         l2_upsample_block: str = "Spatial2xTime2x3DUpsample",
         l2_upsample_wavelet: str = "InverseHaarWaveletTransform3D",
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.encoder = Encoder(
             latent_dim, base_channels, encoder_num_resblocks, encoder_energy_flow_hidden_size
         )

@@ -77,7 +77,7 @@ class FrameConv(nn.Conv2d):
         frames = x.transpose(1, 2)
         flat = frames.flatten(0, 1)
         y = super().forward(flat if self.stride[0] == 1 else pad(flat, (0, 1, 0, 1)))
-        return y.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        return y.reshape(*frames.shape[:2], *y.shape[1:]).transpose(1, 2)
 
 
 class Norm(nn.Module):
@@ -108,7 +108,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, past: Past) -> Tensor:
         h = self.conv1(silu(self.norm1(x)), past)
         h = self.conv2(silu(self.norm2(h)), past)
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        y: Tensor = (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return y
 
 
 class Attention(nn.Module):
@@ -123,8 +124,9 @@ class Attention(nn.Module):
         h = self.norm(x)
         # As [B, F, H W, C], each frame is an attention of its own.
         q, k, v = (part(h).permute(0, 2, 3, 4, 1).flatten(2, 3) for part in (self.q, self.k, self.v))
-        attended = scaled_dot_product_attention(q, k, v).unflatten(2, x.shape[3:])
-        return x + self.proj_out(attended.permute(0, 4, 1, 2, 3))
+        attended = scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        y: Tensor = x + self.proj_out(attended.reshape(x.transpose(1, 2).shape).transpose(1, 2))
+        return y
 
 
 class Downsample(nn.Module):
@@ -202,7 +204,7 @@ class Upsample3D(nn.Module):
 class Chain(nn.Sequential):
     """Layers that run one after another."""
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, past: Past) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, past)
         return x
