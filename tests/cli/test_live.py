@@ -199,10 +199,13 @@ def test_what_cannot_be_made_longer(longer: Path, options: list[str], said: str)
     assert says(errors, said)
 
 
-@pytest.mark.parametrize("options", [[], ["--ranks", "2"], ["--placement", "denoise=0-1 decode=2"]])
-def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "lag"), [([], 1), (["--ranks", "2"], 2), (["--placement", "denoise=0-1 decode=2"], 1)]
+)
+def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str], lag: int) -> None:
     """A stopped run leaves a complete video, and resumes and extends it to the same frames."""
-    endless = [*arguments(model, *options, frames=None, latents=False), "--duration", "inf"]
+    lagging = "--lag", str(lag)
+    endless = [*arguments(model, *options, *lagging, frames=None, latents=False), "--duration", "inf"]
     for number, begin in enumerate((endless, ["resume"])):
         command = Command(tmp_path, *begin)
         command.until_event("block", block=5 + 3 * number)
@@ -217,10 +220,11 @@ def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str]) ->
     run, there = str(run_folder(tmp_path)), len(frames)
     code, errors = Command(tmp_path, "extend", run, "--num-frames", "5").end()
     assert code == 2
-    assert f"add at least {(STEPS - 1) * 4 * BLOCK + 4} frames" in errors
+    in_queue = -(-(STEPS - 1) // lag)
+    assert f"add at least {in_queue * 4 * BLOCK + 4} frames" in errors
     finished(tmp_path, "extend", run, "--num-frames", "60", "-o", "w.mp4")
     (tmp_path / "once").mkdir()
-    finished(tmp_path / "once", *arguments(model, frames=there + 60))
+    finished(tmp_path / "once", *arguments(model, *lagging, frames=there + 60))
     assert (tmp_path / "w.mp4").read_bytes() == (tmp_path / "once" / "v.mp4").read_bytes()
 
 

@@ -1,6 +1,7 @@
 """Long videos by the command line: made in blocks, of exact length, and the same whatever happens."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,9 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
             ["--method", "windowed", "--left-context", "cache"],
             "method windowed does not take left_context: use method",
         ),
+        (["--lag", "5"], "lag must be at most 4, the number of steps, got 5"),
+        (["--lag", "2", "--left-level", "same-level"], "left_level is for a lag of 1"),
+        (["--left-level", "one-cleaner", "--left-context", "cache"], "one-cleaner needs .. latents"),
         (["--method", "full"], "full .. block_frames and context_frames: use method dualparal"),
         (
             ["--ranks", "6", "--pipeline-degree", "6"],
@@ -184,16 +188,44 @@ def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[st
     assert not list(tmp_path.iterdir())
 
 
-def test_left_context_from_the_cache(model: Path, alone: Path, tmp_path: Path) -> None:
-    """Latents differ from those without the cache, and are equal on one rank and on several."""
+@pytest.mark.parametrize(
+    "options", [["--left-context", "cache"], ["--lag", "2"], ["--left-level", "one-cleaner"]], ids=str
+)
+def test_other_left_contexts(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
+    """Latents differ from the usual ones of four steps, and are equal on one rank and on several."""
     made = []
     for ranks in (1, 3):
         folder = tmp_path / str(ranks)
         folder.mkdir()
-        finished(folder, *arguments(model, "--left-context", "cache", "--ranks", str(ranks)))
+        finished(folder, *arguments(model, *options, "--ranks", str(ranks)))
         made.append(load_file(folder / "l.safetensors")["latents"])
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], load_file(alone / "l.safetensors")["latents"])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "lag"),
+    [
+        ({}, {}, 4),
+        ({"ranks": 4}, {}, 4),
+        ({"ranks": 4}, {"guidance_scale": 1.0}, 4),
+        ({"ranks": 8, "cfg_degree": 2}, {}, 4),
+        ({"ranks": 4}, {"num_inference_steps": 14}, 2),
+        ({"ranks": 4, "pipeline_degree": 1}, {"num_inference_steps": 16}, 4),
+        ({}, {"num_inference_steps": 4}, 1),
+        ({}, {"left_context": "cache"}, 1),
+        ({}, {"left_level": "one-cleaner"}, 1),
+        ({"ranks": 4}, {"lag": 20}, 20),
+    ],
+    ids=str,
+)
+def test_the_default_lag(model: Path, ranks: dict[str, int], given: dict[str, Any], lag: int) -> None:
+    sizes = {"num_frames": FRAMES, "trim": True, "num_inference_steps": 20}
+    request = Request.of(prompt="any", method="dualparal", **{**sizes, **given})
+    resolved = resolve(request, read_spec(model), Placement.of(**ranks))
+    assert isinstance(resolved, QueueRequest)
+    assert resolved.lag == lag
+    assert resolve(resolved.asked(), read_spec(model), Placement(ranks=8)) == resolved, "it is recorded"
 
 
 def test_what_a_dry_run_says_of_stages(model: Path, tmp_path: Path) -> None:
