@@ -55,18 +55,23 @@ def rows() -> Iterator[Row]:
 
 
 def summary(judged: dict[Row, dict[str, float]]) -> list[dict[str, Any]]:
-    """Return figures over all videos of each length and way of making them: means, and the worst."""
+    """Return figures over all videos of each length and way of making them: means, and the worst.
 
-    def way(row: Row) -> tuple[int, list[tuple[str, str]]]:
-        return row.num_frames, [(name, str(value)) for name, value in row.settings.items()]
+    Objects that bounce or circle change their velocity all the time, so they are apart.
+    """
+
+    def way(row: Row) -> tuple[int, str, list[tuple[str, str]]]:
+        path = "straight" if row.scene.motion.startswith("moving") else "curved"
+        return row.num_frames, path, [(name, str(value)) for name, value in row.settings.items()]
 
     found = []
-    for (num_frames, settings), of_one_way in groupby(sorted(judged, key=way), key=way):
+    for (num_frames, path, settings), of_one_way in groupby(sorted(judged, key=way), key=way):
         verdicts = [judged[row] for row in of_one_way]
         measured = [verdict["measured_borders"] for verdict in verdicts]
         turns = [verdict["turn_pixels"] for verdict in verdicts]
         found.append({
             "num_frames": num_frames,
+            "path": path,
             **dict(settings),
             "videos": len(verdicts),
             "borders": sum(measured),
@@ -75,10 +80,12 @@ def summary(judged: dict[Row, dict[str, float]]) -> list[dict[str, Any]]:
             "inside_turn_pixels": float(np.mean([verdict["inside_turn_pixels"] for verdict in verdicts])),
             "largest_leap_pixels": max(verdict["largest_leap_pixels"] for verdict in verdicts),
             "present": float(np.mean([verdict["present"] for verdict in verdicts])),
+            "least_present": min(verdict["present"] for verdict in verdicts),
             "motion": float(np.mean([verdict["motion"] for verdict in verdicts])),
             "color": float(np.mean([verdict["color"] for verdict in verdicts])),
             "shape": float(np.mean([verdict["shape"] for verdict in verdicts])),
-            "drift": max(verdict["drift"] for verdict in verdicts),
+            "drift": float(np.mean([verdict["drift"] for verdict in verdicts])),
+            "largest_drift": max(verdict["drift"] for verdict in verdicts),
         })  # fmt: skip
     return found
 
@@ -103,15 +110,23 @@ def schedules() -> Iterator[dict[str, float]]:
 
 
 def sheets(videos: dict[Row, np.ndarray], judged: dict[Row, dict[str, float]], folder: Path) -> None:
-    """Save two contact sheets with a row for each video: of the whole video, and of its worst border."""
-    contact_sheet(list(videos.values()), [row.name for row in videos], 16).save(folder / "lag_videos.png")
+    """Save two contact sheets: of whole videos with the largest lag, and of the worst border of each video.
+
+    Both have videos of the first seed only.
+    """
+    first = {
+        row: video for row, video in videos.items() if row.seed == 0 and "left_source" not in row.settings
+    }
+    largest = {row: video for row, video in first.items() if row.settings["lag"] == LAGS[-1]}
+    sheet = contact_sheet(list(largest.values()), [row.name for row in largest], 14)
+    sheet.save(folder / "lag_videos.png", optimize=True)
     excerpts, captions = [], []
-    for row, video in videos.items():
+    for row, video in first.items():
         worst = int(judged[row]["worst_border"])
-        excerpts.append(video[max(0, worst - 8) : worst + 8])
+        excerpts.append(video[max(0, worst - 6) : worst + 8])
         turned = judged[row]["largest_turn_pixels"]
         captions.append(f"{row.name}: frame {worst}, {turned:.2f} px")
-    contact_sheet(excerpts, captions, 16).save(folder / "lag_borders.png")
+    contact_sheet(excerpts, captions, 14).save(folder / "lag_borders.png", optimize=True)
 
 
 def show(figures: list[dict[str, Any]]) -> None:
