@@ -40,6 +40,8 @@ SCENES = [
 LAGS = (1, 2, 4)
 USUAL = {"block_frames": 7, "context_frames": 3}
 CACHED = {"block_frames": 5, "context_frames": 4, "lag": 1, "left_source": "cache"}
+COLORS = 128
+"""Number of colours in contact sheets, so that their files are small."""
 SCHEDULES = [(8, 50, 32), (4, 50, 10), (8, 20, 32), (2, 20, 10)]
 """Ranks, steps and frame blocks for which idle slots are computed."""
 
@@ -112,21 +114,24 @@ def schedules() -> Iterator[dict[str, float]]:
 def sheets(videos: dict[Row, np.ndarray], judged: dict[Row, dict[str, float]], folder: Path) -> None:
     """Save two contact sheets: of whole videos with the largest lag, and of the worst border of each video.
 
-    Both have videos of the first seed only.
+    Both have videos of the first seed only, the second one those that move straight on.
     """
     first = {
         row: video for row, video in videos.items() if row.seed == 0 and "left_source" not in row.settings
     }
     largest = {row: video for row, video in first.items() if row.settings["lag"] == LAGS[-1]}
     sheet = contact_sheet(list(largest.values()), [row.name for row in largest], 14)
-    sheet.save(folder / "lag_videos.png", optimize=True)
+    sheet.quantize(COLORS).save(folder / "lag_videos.png", optimize=True)
     excerpts, captions = [], []
     for row, video in first.items():
+        if not row.scene.motion.startswith("moving"):
+            continue
         worst = int(judged[row]["worst_border"])
         excerpts.append(video[max(0, worst - 6) : worst + 8])
         turned = judged[row]["largest_turn_pixels"]
         captions.append(f"{row.name}: frame {worst}, {turned:.2f} px")
-    contact_sheet(excerpts, captions, 14).save(folder / "lag_borders.png", optimize=True)
+    sheet = contact_sheet(excerpts, captions, 14)
+    sheet.quantize(COLORS).save(folder / "lag_borders.png", optimize=True)
 
 
 def show(figures: list[dict[str, Any]]) -> None:
