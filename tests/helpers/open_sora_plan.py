@@ -37,12 +37,14 @@ def text_encoder() -> MT5EncoderModel:
     return MT5EncoderModel(config).eval().requires_grad_(False)
 
 
-def save_folder(folder: Path, *, heads: int = 2, takes_frames: bool = False, **settings: object) -> Path:
+def save_folder(
+    folder: Path, *, heads: int = 2, layers: int = 6, takes_frames: bool = False, **settings: object
+) -> Path:
     """Save a whole model as `paradit convert` lays it out; `settings` go into its paradit.json."""
     OpenSoraPlanPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),
-        transformer=transformer(heads=heads, takes_frames=takes_frames),
+        transformer=transformer(heads=heads, layers=layers, takes_frames=takes_frames),
         vae=wf_vae(),
         scheduler=EulerAncestralDiscreteScheduler.from_config(SCHEDULER),
     ).save_pretrained(folder)

@@ -13,6 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from torch import Tensor
 
+import open_sora_plan
 from allocated import allocated_peak
 from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
@@ -39,7 +40,11 @@ PROMPT = "a red circle " * 200
 
 
 @pytest.mark.parametrize(
-    ("variant", "dtype"), [*product(["wan21", "wan22_ti2v", "hunyuan"], BYTES), ("i2v", "fp32")]
+    ("variant", "dtype"),
+    [
+        *product(["wan21", "wan22_ti2v", "hunyuan"], BYTES),
+        *[("i2v", "fp32"), ("open_sora_plan", "fp32")],
+    ],
 )
 def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     """The feed-forward is as wide, relative to the tokens, as in published models.
@@ -48,6 +53,8 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     """
     if variant == "hunyuan":
         save_hunyuan_folder(tmp_path, heads=8)
+    elif variant == "open_sora_plan":
+        open_sora_plan.save_folder(tmp_path, heads=8, layers=5, takes_frames=True)
     else:
         heads = 16 if variant == "wan22_ti2v" else 8
         save_folder(variant, tmp_path, heads=heads, ffn_dim=160 * heads)
