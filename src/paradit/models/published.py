@@ -1,13 +1,12 @@
 """Specs of published models, from configurations in this package: no network, no weights, no torch.
 
 For each model, published.json holds those settings, as in the model's repository on the hub, that differ from
-the defaults of its classes. It also holds the number of the VAE's parameters, counted from the class (for
-Open-Sora-Plan, from the paper).
+the defaults of its classes. It also holds the number of the VAE's parameters, counted from the class.
 
 Sizes were compared with the authors' own settings. For Wan, these are width, feed-forward, heads, layers and
 VAE strides (wan/configs/wan_t2v_14B.py, wan_t2v_1_3B.py, wan_t2v_A14B.py, wan_ti2v_5B.py, as in
 ml-explore/mlx-examples). For HunyuanVideo, these are 20 double and 40 single blocks, 24 heads and width 3072
-(hyvideo). The sizes of Open-Sora-Plan were not compared.
+(hyvideo). For Open-Sora-Plan, these are the numbers of parameters of the authors' classes.
 """
 
 from __future__ import annotations
