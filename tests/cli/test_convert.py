@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration, T5TokenizerFast
+from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
+from transformers.models.t5 import T5TokenizerFast
 
 from messages import says
 from paradit.config.errors import InputError

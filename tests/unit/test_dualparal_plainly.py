@@ -16,11 +16,12 @@ from torch import Tensor
 from paradit.attention.local_attention import sdpa
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
+from paradit.models.common.seeded import seeded
 from paradit.models.families import loader
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.models.spec import read_spec
 from paradit.sampling.block_pipeline import BlockPipeline
-from paradit.sampling.noise import PooledNoise, _generator, initial_noise
+from paradit.sampling.noise import PooledNoise, initial_noise
 from paradit.scheduling.block_queue import BlockQueue
 from tiny import save_folder
 
@@ -47,7 +48,7 @@ def queue_of_blocks(model: VideoModel, prompts: list[Prompt], lag: int) -> list[
     head, iteration = 0, 0
     while head < BLOCKS:
         if iteration % lag == 0 and len(blocks) < BLOCKS:
-            order = torch.randperm(OWN, generator=_generator("order", SEED, len(blocks)))
+            order = torch.randperm(OWN, generator=seeded("order", SEED, len(blocks)))
             template = torch.cat([template[:, :, OWN:], template[:, :, :OWN][:, :, order]], dim=2)
             blocks.append(Block(template[:, :, CONTEXT:], model.scheduler(request)))
         cached: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # emptied in every iteration

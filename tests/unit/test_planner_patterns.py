@@ -189,7 +189,8 @@ def order_of_run(shares: Shares) -> list[list[str]]:
         attend = pipesp_paper(UlyssesExchange(shares, transport), by_head, kernel)
         return lambda site, projection, layout: attend(site, logged(projection), layout)
 
-    attend_on_ranks(shares, *(torch.randn(BATCH, TOKENS, shares.num_heads, DEPTH) for _ in range(3)), form)
+    q, k, v = (torch.randn(BATCH, TOKENS, shares.num_heads, DEPTH) for _ in range(3))
+    attend_on_ranks(shares, q, k, v, form)
     return done
 
 

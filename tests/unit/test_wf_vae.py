@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,7 +32,6 @@ from paradit.models.open_sora_plan.wf_vae_layers import (
     FrameConv,
     Norm,
     Past,
-    ResBlock,
     Upsample,
     Upsample3D,
 )
@@ -105,9 +104,8 @@ def test_wavelets_in_time_and_space() -> None:
     for letters in product("LH", repeat=3):  # for time, height, width
         t, h, w = (SIGNS[letter] for letter in letters)
         corners = product((0, 1), repeat=3)
-        bands.append(
-            0.3536 * sum(t[i] * h[j] * w[k] * seen[:, :, i::2, j::2, k::2] for i, j, k in corners)  # type: ignore[misc]
-        )
+        parts = [t[i] * h[j] * w[k] * seen[:, :, i::2, j::2, k::2] for i, j, k in corners]
+        bands.append(0.3536 * torch.stack(parts).sum(0))
     expected = torch.cat(bands, dim=1)
     found = Haar3D()(x, Past())
     near(found, expected)
@@ -164,7 +162,7 @@ def silu_of(x: Tensor) -> Tensor:
 
 
 def test_residual_block(vae: WFVAEModel) -> None:
-    block: ResBlock = vae.decoder.mid[2]
+    block: Any = vae.decoder.mid[2]
     x, past = torch.randn(1, 32, 3, 4, 6), Past()
     h = block.conv1(silu_of(norm_of(x, block.norm1)), past)
     h = block.conv2(silu_of(norm_of(h, block.norm2)), past)
@@ -174,7 +172,7 @@ def test_residual_block(vae: WFVAEModel) -> None:
 
 
 def test_attention_within_frames() -> None:
-    x, layer = torch.randn(1, 6, 2, 3, 4), Attention(6)
+    x, layer = torch.randn(1, 6, 2, 3, 4), cast("Any", Attention(6))
     for frame in range(2):
         tokens = norm_of(x, layer.norm)[0, :, frame].flatten(1).T
         q, k, v = (
