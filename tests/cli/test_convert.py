@@ -16,8 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
-from transformers.models.t5 import T5TokenizerFast
+from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration, T5Tokenizer
 
 from messages import says
 from paradit.config.errors import InputError
@@ -57,7 +56,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_encoder.config.save_pretrained(mt5)
     torch.save(text_encoder.state_dict(), mt5 / "pytorch_model.bin")
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
-    T5TokenizerFast(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(mt5)
+    T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(mt5)
     (folder / "prompt_refiner").mkdir()
     (folder / "prompt_refiner" / "config.json").write_text('{"model_type": "llama"}')
     return folder

@@ -59,7 +59,8 @@ def test_hunyuan_decode(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 9])
 def test_wf_vae(num_frames: int) -> None:
-    model = wf_vae().to(device="meta")
+    model: Any = wf_vae()
+    model.to("meta")
     spec = open_sora_vae_spec.vae_spec(model.config)
     latents = torch.zeros(1, *spec.latent_shape(num_frames, 32, 48), device="meta")
     assert counted(lambda: model.decode(latents)) == spec.decode_flops(num_frames, 32, 48)

@@ -79,9 +79,9 @@ class OpenSoraPlanCheckpoint:
             if (self.text_encoder / name).exists():
                 shutil.copyfile(self.text_encoder / name, folder / name)
         if not (folder / "tokenizer.json").exists():
-            from transformers import T5Tokenizer
+            from paradit.models.open_sora_plan.published_weights import make_tokenizer
 
-            T5Tokenizer.from_pretrained(folder).save_pretrained(folder)
+            make_tokenizer(folder)
 
 
 def find(folder: Path, given: Given) -> OpenSoraPlanCheckpoint | None:

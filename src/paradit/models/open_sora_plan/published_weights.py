@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MT5Config, MT5EncoderModel
+from transformers import MT5Config, MT5EncoderModel, T5Tokenizer
 
 from paradit.config.errors import InputError
 from paradit.models.common.tensor_files import chosen, read_tensors
@@ -50,3 +50,8 @@ def text_encoder_weights(path: Path, config: Mapping[str, Any]) -> dict[str, Ten
     # The embedding has two names in the model; `named_parameters` has only the first.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     return chosen(read_tensors(path), shapes, path)
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Write the tokenizer.json of a folder that has a spiece.model."""
+    T5Tokenizer.from_pretrained(folder).save_pretrained(folder)
