@@ -50,7 +50,9 @@ class Case:
     def simulator(self, cluster: Cluster) -> Simulator:
         asked = partial(Request.of, prompt="any", width=832, height=480, num_frames=FRAMES)
         whole = resolve(asked(method="full"), self.spec)
-        long = resolve(asked(method="dualparal", block_frames=BLOCK, context_frames=self.context), self.spec)
+        # The paper has no lag.
+        blocks = {"block_frames": BLOCK, "context_frames": self.context, "lag": 1}
+        long = resolve(asked(method="dualparal", **blocks), self.spec)
         return Simulator(cluster, self.spec, whole, long=long)
 
     def full(self, cluster: Cluster, placement: Placement, form: Choice) -> float:
