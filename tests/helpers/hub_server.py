@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
             self._refuse(401, message="Invalid credentials in Authorization header")
         elif found := _parts(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
-            self._about(found[0], found[2], tree=found[1] == "tree")
+            self._about(found[0], found[2] or None, tree=found[1] == "tree")
         elif found := _parts(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(*found)
         elif found := _parts(r"/store/([^/]+)/(.+)", path):
