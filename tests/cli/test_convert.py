@@ -144,6 +144,15 @@ def test_forms_of_the_vae(checkpoint: Path, kept: Callable[[Any], Any], legacy: 
     assert equal(found, wf_vae().state_dict())
 
 
+def test_an_index_of_one_file(checkpoint: Path) -> None:
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    tensors = load_file((checkpoint / WEIGHTS).rename(checkpoint / TRANSFORMER / shard))
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (checkpoint / TRANSFORMER / INDEX).write_text(json.dumps(index))
+    made = OpenSoraT2V_v1_3.from_pretrained(converted(checkpoint) / "transformer")
+    assert equal(made.state_dict(), tensors)
+
+
 class Command:
     """Object that runs a command when it is unpickled."""
 
@@ -215,6 +224,12 @@ def test_weights_that_do_not_fit(checkpoint: Path, change: Callable[[Any], Any],
     refused(checkpoint, message)
 
 
+@pytest.mark.parametrize("average", [[1, 2], torch.ones(3), "abc", 3])
+def test_averages_of_another_kind(checkpoint: Path, average: object) -> None:
+    rewritten(checkpoint / "vae" / "merged.ckpt", lambda stored: {**stored, "ema_state_dict": average})
+    refused(checkpoint, "merged.ckpt' has no tensor encoder.down1.0.weight")
+
+
 def configured(path: Path, **changes: object) -> None:
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
@@ -224,7 +239,9 @@ def moved(folder: Path, name: str) -> None:
     (folder / name).rename(folder / f"not-{name.rpartition('/')[2]}")
 
 
-VAE, TEXT = "vae/config.json", "text_encoder/config.json"
+VAE, TEXT, SIZES = "vae/config.json", "text_encoder/config.json", f"{TRANSFORMER}/config.json"
+TOKENS = "text_encoder/tokenizer.json"
+HALF = {"scale": [1.0] * 4, "shift": [0.0] * 4}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
 
@@ -237,11 +254,34 @@ WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
         (lambda folder: (folder / VAE).write_text("{"), "vae/config.json .. JSON"),
         (lambda folder: configured(folder / TEXT, d_model="x"), "d_model must be a whole number, got 'x'"),
         (lambda folder: configured(folder / TEXT, num_layers=9), "no tensor encoder.block.2."),
+        (
+            lambda folder: configured(folder / TEXT, layer_norm_epsilon="x"),
+            "is not that of an mT5: .. expected",
+        ),
+        (lambda folder: configured(folder / TEXT, dtype="x"), "is not that of an mT5: .. 'x'"),
+        (lambda folder: configured(folder / TEXT, model_type="t5"), "must be 'mt5', got 't5' .. mt5-xxl"),
+        (lambda folder: configured(folder / SIZES, num_layers=3), "and its configuration calls for"),
+        (
+            lambda folder: configured(folder / SIZES, num_layers=1),
+            "weights that no module of its class takes",
+        ),
+        (lambda folder: configured(folder / SIZES, attention_head_dim=25), f"{TRANSFORMER}/config.json: att"),
+        (lambda folder: configured(folder / VAE, latent_dim=4, **HALF), "checkpoint: with this VAE"),
         (lambda folder: moved(folder, VAE), "the checkpoint is incomplete: .. vae/config.json' is missing"),
         (lambda folder: moved(folder, "vae/merged.ckpt"), "vae/merged.ckpt' is missing"),
         (lambda folder: moved(folder, "text_encoder"), "name a copy of google/mt5-xxl with --text-encoder"),
         (lambda folder: moved(folder, "text_encoder/tokenizer_config.json"), "config.json' is missing"),
         (lambda folder: moved(folder, "text_encoder/tokenizer.json"), "spiece.model' is missing"),
+        (lambda folder: (folder / TOKENS).write_text("{}"), "tokenizer.json' is not a tokenizer's file"),
+        (
+            lambda folder: (folder / TEXT).with_name("added_tokens.json").mkdir(),
+            "added_tokens.json' is not a",
+        ),
+        (lambda folder: os.mkfifo(folder / "text_encoder" / "added_tokens.json"), "' is not a file"),
+        (
+            lambda folder: (folder / "text_encoder" / "tokenizer_config.json").write_text("["),
+            "tokenizer_config.json .. JSON",
+        ),
         (lambda folder: moved(folder, WEIGHTS), f"{TRANSFORMER}/ has no file 'diffusion"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 99), "is not a safetensors file"),
         (

@@ -16,15 +16,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from paradit.config.errors import InputError
 from paradit.config.options import all_fields
 from paradit.models.checkpoint import Given, Told
 from paradit.models.folder_check import safetensors_problem
-from paradit.models.folder_json import read_json, wanted_weights
-from paradit.models.open_sora_plan.spec import COMPONENTS, PIPELINE, SCHEDULER
+from paradit.models.folder_json import STEMS, read_json, stored_weights, wanted_weights
+from paradit.models.open_sora_plan.spec import (
+    COMPONENTS,
+    PIPELINE,
+    SCHEDULER,
+    OpenSoraPlanTransformerSpec,
+    check_together,
+    read_text_encoder,
+    transformer_spec,
+)
 from paradit.models.open_sora_plan.vae_spec import VaeConfig, vae_spec
 from paradit.models.spec import CONFIG
-from paradit.models.umt5 import read_umt5
+from paradit.models.unknown_weights import check_transformer
 
 TRANSFORMERS = ("OpenSoraT2V_v1_3", "OpenSoraInpaint_v1_3")
 """Classes of the transformers, as their configurations name them."""
@@ -93,13 +103,11 @@ def find(folder: Path, given: Given) -> OpenSoraPlanCheckpoint | None:
     if not (folder / "vae").is_dir() or not transformers:
         return None
     transformer = _named(transformers, given.transformer)
-    for name in _weights(transformer):
-        if problem := safetensors_problem(_there(transformer / name)):
-            raise InputError(f"{str(transformer / name)!r} {problem}")
+    spec = _checked_transformer(transformer)
     vae, config = folder / "vae", _there(folder / "vae" / CONFIG)
     vae_config = {"_class_name": "WFVAEModel", **AUTHORS_DEFAULTS, **read_json(config)}
     vae_config = {name: value for name, value in vae_config.items() if name in all_fields(VaeConfig)}
-    vae_spec(vae_config, str(config))
+    made = vae_spec(vae_config, str(config))
     _there(vae / VAE_FILE)
     text_encoder = given.text_encoder or folder / PLACE
     if not text_encoder.is_dir():
@@ -107,7 +115,8 @@ def find(folder: Path, given: Given) -> OpenSoraPlanCheckpoint | None:
             f"text_encoder {str(text_encoder)!r} is not a folder: name a copy of google/mt5-xxl with "
             "--text-encoder"
         )
-    read_umt5(_there(text_encoder / CONFIG))
+    text = read_text_encoder(_there(text_encoder / CONFIG))
+    check_together(spec, made, text, str(folder))
     _there(text_encoder / TEXT_FILE)
     _check_tokenizer(text_encoder)
     return OpenSoraPlanCheckpoint(
@@ -135,29 +144,55 @@ def _named(folders: list[Path], name: str | None) -> Path:
     return folders[names.index(name) if name is not None else 0]
 
 
+def _checked_transformer(folder: Path) -> OpenSoraPlanTransformerSpec:
+    """Return the sizes of the transformer in a folder. Raises InputError if its weights do not fit them."""
+    spec = transformer_spec(read_json(folder / CONFIG), str(folder / CONFIG))
+    for name in _weights(folder):
+        if problem := safetensors_problem(_there(folder / name)):
+            raise InputError(f"{str(folder / name)!r} {problem}")
+    stored, _ = stored_weights(folder)
+    if stored < spec.num_parameters:
+        raise InputError(
+            f"the checkpoint is incomplete: the weights in {str(folder)!r} have {stored:,} parameters, and "
+            f"its configuration calls for {spec.num_parameters:,}"
+        )
+    check_transformer(folder, stored, spec.num_parameters)
+    return spec
+
+
 def _weights(transformer: Path, *, index: bool = False) -> list[str]:
     """Return the names of the transformer's weights files; all are in its folder. Raises InputError.
 
-    index: whether to include the index of several files.
+    index: whether to include the index that names them, if there is one.
     """
     names = {path.name for path in transformer.iterdir()}
-    weights = wanted_weights(transformer, names)[0] or ["diffusion_pytorch_model.safetensors"]
+    weights = wanted_weights(transformer, names)[0] or [f"{STEMS[0]}.safetensors"]
     for name in weights:
         if name not in names:  # an index may name any path
             raise InputError(f"the checkpoint is incomplete: {transformer.name}/ has no file {name!r}")
-    indexes = [name for name in names if ".safetensors.index." in name]
-    return [*indexes, *weights] if index and len(weights) > 1 else weights
+    if index and not weights[0].startswith(f"{STEMS[0]}."):  # the name of a single file
+        return [*(name for name in names if ".safetensors.index." in name), *weights]
+    return weights
 
 
 def _there(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"the checkpoint is incomplete: {str(path)!r} is missing")
+        kind = "is not a file" if path.exists() else "is missing"
+        raise InputError(f"the checkpoint is incomplete: {str(path)!r} {kind}")
     return path
 
 
 def _check_tokenizer(folder: Path) -> None:
     _there(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").exists():
+    whole = folder / "tokenizer.json"
+    for path in (folder / name for name in TOKENIZER_FILES):
+        if path.exists() and _there(path).suffix == ".json" and path != whole:
+            read_json(path)
+    if whole.exists():
+        try:
+            Tokenizer.from_file(str(whole))
+        except Exception as error:  # it raises no other class
+            raise InputError(f"{str(whole)!r} is not a tokenizer's file: {error}") from None
         return
     _there(folder / "spiece.model")
     # transformers needs them to read this file.

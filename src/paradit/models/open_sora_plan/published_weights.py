@@ -34,8 +34,11 @@ def _generator(stored: object) -> object:
     """Return the dict with the VAE's own weights in what a training file holds."""
     if not isinstance(stored, dict):
         return stored
-    if average := stored.get("ema_state_dict"):
-        return {str(name).removeprefix(TRAINING): tensor for name, tensor in dict(average).items()}
+    average = stored.get("ema_state_dict", {})
+    if not isinstance(average, dict):  # which `chosen` refuses
+        return average
+    if average:
+        return {str(name).removeprefix(TRAINING): tensor for name, tensor in average.items()}
     inner = stored.get("state_dict", stored)
     return inner.get("gen_model", inner) if isinstance(inner, dict) else inner
 
@@ -45,8 +48,9 @@ def text_encoder_weights(path: Path, config: Mapping[str, Any]) -> dict[str, Ten
     try:
         with torch.device("meta"):
             model = MT5EncoderModel(MT5Config.from_dict(dict(config)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the configuration beside {str(path)!r} is not that of an mT5: {error}") from None
+    except Exception as error:  # transformers' classes raise nearly anything
+        why = " ".join(str(error).split())
+        raise InputError(f"the configuration beside {str(path)!r} is not that of an mT5: {why}") from None
     # The embedding has two names in the model; `named_parameters` has only the first.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     return chosen(read_tensors(path), shapes, path)

@@ -39,8 +39,9 @@ from paradit.models.spec import (
     TransformerSpec,
     Weights,
 )
-from paradit.models.umt5 import mt5_parameters, read_umt5
+from paradit.models.umt5 import UMT5Config, mt5_parameters, read_umt5
 from paradit.models.unknown_weights import check_transformer
+from paradit.models.vae_spec import VaeSpec
 
 PIPELINE = "OpenSoraPlanPipeline"
 COMPONENTS = {
@@ -164,7 +165,7 @@ def read_spec(folder: Path) -> ModelSpec:
     index, prompts = read_index(folder), Prompts.read()
     name, defaults = own_settings(folder, replace(DEFAULTS, negative_prompt=prompts.negative_prompt))
     config, vae = (folder / part / CONFIG for part in ("transformer", "vae"))
-    text = read_umt5(folder / "text_encoder" / CONFIG)
+    text = read_text_encoder(folder / "text_encoder" / CONFIG)
     transformer = transformer_spec(read_json(config), str(config))
     expected = {"text_encoder": mt5_parameters(text), "transformer": transformer.num_parameters}
     stored = {part: stored_weights(folder / part) for part in ("text_encoder", "transformer", "vae")}
@@ -192,29 +193,45 @@ def read_spec(folder: Path) -> ModelSpec:
         # and an input that has these and the mask as further channels.
         latents_held=6 if transformer.takes_frames else 3,
     )
-    _check(spec, index.get("scheduler", COMPONENTS["scheduler"])[1])
+    scheduler = index.get("scheduler", COMPONENTS["scheduler"])[1]
+    if scheduler != SCHEDULER["_class_name"]:
+        raise InputError(
+            f"{folder}: the scheduler of this model must be {SCHEDULER['_class_name']}, got {scheduler}"
+        )
+    check_together(transformer, spec.vae, text, str(folder))
     return spec
 
 
-def _check(spec: ModelSpec, scheduler: str) -> None:
+def read_text_encoder(path: Path) -> UMT5Config:
+    """Read the configuration of an MT5EncoderModel. Raises InputError, also if it is of another class.
+
+    T5 and UMT5 have weights of the same names, and could not read this model's texts.
+    """
+    kind = read_json(path).get("model_type", "mt5")
+    if kind != "mt5":
+        raise InputError(
+            f"{path}: model_type must be 'mt5', got {kind!r}: the text encoder is google/mt5-xxl"
+        )
+    return read_umt5(path)
+
+
+def check_together(
+    transformer: OpenSoraPlanTransformerSpec, vae: VaeSpec, text: UMT5Config, where: str
+) -> None:
     """Refuse components that do not belong together. Raises InputError.
 
-    scheduler: class of the scheduler in the model's folder.
+    where: the folder that they are in, for error messages.
     """
-    if scheduler != SCHEDULER["_class_name"]:
-        raise InputError(
-            f"{spec.folder}: the scheduler of this model must be {SCHEDULER['_class_name']}, got {scheduler}"
-        )
-    transformer, latents = spec.transformers[0], spec.vae.z_dim
-    read = 2 * latents + MASK_CHANNELS if spec.takes else latents
+    latents = vae.z_dim
+    read = 2 * latents + MASK_CHANNELS if transformer.takes_frames else latents
     if (transformer.in_channels, transformer.out_channels) != (read, latents):
         raise InputError(
-            f"{spec.folder}: with this VAE, in_channels and out_channels of the transformer must be {latents}"
+            f"{where}: with this VAE, in_channels and out_channels of the transformer must be {latents}"
         )
-    if transformer.text_dim != spec.text_encoder_dim:
+    if transformer.text_dim != text.d_model:
         raise InputError(
-            f"{spec.folder}: caption_channels of the transformer must be {spec.text_encoder_dim}, the "
-            f"d_model of text_encoder, got {transformer.text_dim}"
+            f"{where}: caption_channels of the transformer must be {text.d_model}, the d_model of the text "
+            f"encoder, got {transformer.text_dim}"
         )
 
 
