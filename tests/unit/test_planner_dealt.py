@@ -11,6 +11,7 @@ from paradit.attention.measured import MeasuredKernel
 from paradit.attention.patterns import FULL, Pattern
 from paradit.attention.registry import Choice
 from paradit.attention.timing import layer
+from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
@@ -90,3 +91,9 @@ def test_auto_tries_it_where_the_ranks_fit() -> None:
         assert "skiparse" not in forms(ranks, frozenset())
     for ranks in (3, 5, 6, 7):
         assert forms(ranks, spec.sparse_patterns) == {"pipesp"}
+
+
+@pytest.mark.parametrize(("ranks", "fewer"), [(3, 2), (5, 4), (7, 4), (10, 8)])
+def test_an_error_names_a_number_of_ranks_that_fits(ranks: int, fewer: int) -> None:
+    with pytest.raises(InputError, match=f"{ranks} ranks neither .* pipesp, or {fewer} ranks$"):
+        Placement(ranks=ranks, attention="skiparse").check_attention(frozenset(PATTERNS))

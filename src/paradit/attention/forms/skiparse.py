@@ -31,9 +31,10 @@ class Skiparse(Form):
             )
         if not all(fits(pattern, asked.ranks) for pattern in asked.patterns):
             groups = max(pattern.groups for pattern in asked.patterns)
+            fewer = max(n for n in range(1, asked.ranks) if all(fits(one, n) for one in asked.patterns))
             raise InputError(
                 f"attention {self.name} deals {groups} groups of tokens to ranks, and {asked.ranks} ranks "
-                f"neither divide {groups} nor are a multiple of it: use ulysses or pipesp, or other ranks"
+                f"neither divide {groups} nor are a multiple of it: use ulysses or pipesp, or {fewer} ranks"
             )
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
