@@ -29,7 +29,9 @@ from paradit.models.published import published_spec
 from paradit.models.spec import TransformerSpec
 from paradit.planner.costs import block_seconds
 from paradit.planner.discrete_events import Compute, Post, Wait
+from paradit.planner.explain import ruled_out
 from paradit.planner.hardware import Cluster
+from paradit.planner.simulate import Candidate
 from paradit.planner.step import Branch, simulate_layers
 from paradit.planner.whole_video_step import all_layers, group_of, simulated_step
 from planner_cases import DEVICE, cluster, simulator
@@ -223,3 +225,18 @@ def test_shares_of_heads_beat_padded_heads(pattern: Pattern | None) -> None:
     for rank in range(7):
         assert ours.operations[rank] * 28 == theirs.operations[rank] * 24
         assert ours.sent[rank] < theirs.sent[rank]
+
+
+@pytest.mark.parametrize("ranks", range(2, 9))
+def test_a_plan_says_why_ranks_divide_heads(ranks: int) -> None:
+    """Tokens are dealt by group only where ranks divide the 4 groups, or are a multiple of them."""
+    one, placement = simulator(cluster(ranks), MODEL), Placement(ranks=ranks)
+    choices = placement.choices(24, patterns=one.spec.transformers[0].sparse_patterns)
+    dealt = [choice for choice in choices if choice.name == "skiparse"]
+    plan = one.simulate(Candidate(placement=placement), 1, Choice.of("ulysses"))
+    if ranks in {2, 4, 8}:
+        assert dealt and not ruled_out(plan, one)
+        return
+    assert not dealt
+    (said,) = ruled_out(plan, one)
+    assert says(said, f"ulysses, which divides heads; attention skiparse deals 4 groups .. and {ranks} ranks")

@@ -15,7 +15,7 @@ from paradit.config.placement_text import write_groups
 from paradit.config.request_inputs import FITS
 from paradit.models.published import find_published
 from paradit.models.spec import ModelSpec
-from paradit.planner.explain import bound_of, misfits, otherwise, reasons
+from paradit.planner.explain import bound_of, misfits, otherwise, reasons, ruled_out
 from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulated, Simulator, cost_model_of
 
@@ -55,7 +55,9 @@ def _said(goal: str) -> Callable[[float], str]:
 def _reasons(plans: Plans, simulator: Simulator, options: PlanOptions) -> list[str]:
     said = _said(options.goal)
     other = otherwise(plans.best[0], simulator, options.num_prompts, options.goal, said)
-    return [*reasons(plans, options.goal, said), *other, *_pictures(plans.best[0].simulated, simulator)]
+    best = plans.best[0].simulated
+    found = [*reasons(plans, options.goal, said), *ruled_out(best, simulator)]
+    return [*found, *other, *_pictures(best, simulator)]
 
 
 def _pictures(best: Simulated, simulator: Simulator) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from paradit.attention.registry import FORMS
+from paradit.config.errors import InputError
 from paradit.config.requests import ResolvedRequest
+from paradit.config.values import NONE
 from paradit.planner.search import GOALS, Plan, Plans
 from paradit.planner.settings import differs_only_in
 from paradit.planner.simulate import Simulated, Simulator
@@ -137,6 +140,23 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
         found.append(f"{line}; {why}" if why else line)
     if best.candidate.tile:
         found.append(f"decode tiles: {best.candidate.tile}; larger ones do not fit")
+    return found
+
+
+def ruled_out(best: Simulated, simulator: Simulator) -> list[str]:
+    """Return a line of text for each attention form that suits a sparse model, but not the ranks of a plan.
+
+    Only forms that `--attention auto` tries are named.
+    """
+    placement, patterns = best.candidate.placement, simulator.spec.transformers[0].sparse_patterns
+    found = []
+    for form in FORMS.all() if patterns and placement.branch_ranks > 1 else ():
+        if form.automatic:
+            try:
+                replace(placement, attention=form.name, options=NONE).check_attention(patterns)
+            except InputError as error:
+                why, _, _ = str(error).partition(": ")
+                found.append(f"attention: {_attention(best)}, which divides heads; {why}")
     return found
 
 
