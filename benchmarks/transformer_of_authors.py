@@ -1,4 +1,4 @@
-"""Compare Open-Sora-Plan's transformers with the authors' own classes, with the same random weights and inputs.
+"""Compare Open-Sora-Plan's transformers with the authors' classes, with the same random weights and inputs.
 
     git clone --branch v1.3.1 https://github.com/PKU-YuanGroup/Open-Sora-Plan
     pip install einops
