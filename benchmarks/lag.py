@@ -40,6 +40,7 @@ SCENES = [
 LAGS = (1, 2, 4)
 USUAL = {"block_frames": 7, "context_frames": 3}
 CACHED = {"block_frames": 5, "context_frames": 4, "lag": 1, "left_source": "cache"}
+TRUE = {**USUAL, "lag": 4, "true_timesteps": True}
 COLORS = 128
 """Number of colours in contact sheets, so that their files are small."""
 SCHEDULES = [(8, 50, 32), (4, 50, 10), (8, 20, 32), (2, 20, 10)]
@@ -51,7 +52,7 @@ def rows() -> Iterator[Row]:
     yield from (
         Row(scene, seed, 257, {**USUAL, "lag": lag}) for seed in (0, 1) for scene in SCENES for lag in LAGS
     )
-    yield from (Row(scene, 0, 257, CACHED) for scene in SCENES)
+    yield from (Row(scene, 0, 257, way) for way in (CACHED, TRUE) for scene in SCENES)
     long = (SCENES[0], 0), (SCENES[3], 0)
     yield from (Row(scene, seed, 1025, {**USUAL, "lag": lag}) for scene, seed in long for lag in LAGS)
 
@@ -116,9 +117,8 @@ def sheets(videos: dict[Row, np.ndarray], judged: dict[Row, dict[str, float]], f
 
     Both have videos of the first seed only, the second one those that move straight on.
     """
-    first = {
-        row: video for row, video in videos.items() if row.seed == 0 and "left_source" not in row.settings
-    }
+    lags = [{**USUAL, "lag": lag} for lag in LAGS]
+    first = {row: video for row, video in videos.items() if row.seed == 0 and row.settings in lags}
     largest = {row: video for row, video in first.items() if row.settings["lag"] == LAGS[-1]}
     sheet = contact_sheet(list(largest.values()), [row.name for row in largest], 14)
     sheet.quantize(COLORS).save(folder / "lag_videos.png", optimize=True)

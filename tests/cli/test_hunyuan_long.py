@@ -117,6 +117,9 @@ def test_windows_alone_and_one_level_by_frame(model: Path, tmp_path: Path) -> No
     code, errors = Command(tmp_path, *arguments(model, method="fifo")).end()
     assert code == 2
     assert says(errors, "fifo .. 'tiny-hunyuan'")
+    code, errors = Command(tmp_path, *arguments(model, "--context-timesteps", "true")).end()
+    assert code == 2
+    assert says(errors, "context_timesteps true needs .. 'tiny-hunyuan' takes one for all: leave it out")
 
 
 def test_groups_are_decoded_as_they_come(model: Path) -> None:

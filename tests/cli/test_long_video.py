@@ -160,6 +160,7 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
         (["--lag", "5"], "lag must be at most 4, the number of steps, got 5"),
         (["--lag", "2", "--left-level", "same-level"], "left_level is for a lag of 1"),
         (["--left-level", "one-cleaner", "--left-context", "cache"], "one-cleaner needs .. latents"),
+        (["--context-timesteps", "own"], "context_timesteps must be block or true, got 'own'"),
         (["--method", "full"], "full .. block_frames and context_frames: use method dualparal"),
         (
             ["--ranks", "6", "--pipeline-degree", "6"],

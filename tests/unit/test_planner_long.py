@@ -274,7 +274,8 @@ def test_a_timeline_has_every_rank_of_a_team() -> None:
 @pytest.mark.parametrize("goal", GOALS)
 def test_the_best_is_behind_no_method(goal: str) -> None:
     asked = request(40, width=480, height=288)
-    nothing = dict.fromkeys(("block_frames", "context_frames", "lag", "left_level", "left_context"))
+    names = "block_frames", "context_frames", "lag", "left_level", "left_context", "context_timesteps"
+    nothing = dict.fromkeys(names)
     whole = resolve(asked.asked(method="full", **nothing), SPEC)
     plans = find_plans(Simulator(cluster(4), SPEC, whole, long=asked), 2, goal)
     methods = {plan.simulated.candidate.method for plan in plans.tried}

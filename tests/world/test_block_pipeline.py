@@ -1,6 +1,6 @@
 """Long videos by blocks: what is computed, and that the bits are the same on any number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +52,7 @@ class Case:
     left_source: str = "latents"
     guided: bool = True
     lag: int = 1
+    true_timesteps: bool = False
 
     @property
     def queue(self) -> BlockQueue:
@@ -63,6 +64,7 @@ class Case:
             left_level=self.left_level,
             left_source=self.left_source,
             lag=self.lag,
+            true_timesteps=self.true_timesteps,
         )
 
 
@@ -77,6 +79,7 @@ CASES = [
     Case(6, 2, 0, 3),
     Case(11, 3, 2, 5, lag=2),
     Case(11, 3, 2, 6, lag=4, left_source="cache"),
+    Case(11, 3, 2, 5, lag=2, true_timesteps=True),
     Case(8, 2, 2, 4, lag=4, guided=False),  # one block in the queue at a time
 ]
 LAGGING = [case for case in CASES if case.lag > 1]
@@ -366,11 +369,12 @@ class Plainly:
         expert = self.model.expert_at(timestep)
         before = [own.new_empty(*own.shape[:2], 0, *SIZE)] * 2
         left, right = before
-        read_left = read_right = 0
+        left_step = read_left = read_right = 0
         if block and context:
             latest = min(step + case.lag, case.steps)
             same_level = case.lag == 1 and case.left_level == "same-level"
-            left = self.latents[block - 1, step if same_level else latest][:, :, -context:]
+            left_step = step if same_level else latest
+            left = self.latents[block - 1, left_step][:, :, -context:]
             if case.left_source == "cache" and self.expert(latest - 1) == expert:
                 read_left = context
         if block < pushed and context:
@@ -378,13 +382,15 @@ class Plainly:
             read_right = right.shape[2] if self.expert(step - case.lag) == expert else 0
         tokens_in_a_frame = SIZE[0] * SIZE[1] // 4
         window = torch.cat([left, own, right], dim=2)
+        parts = (left, left_step), (own, step), (right, step - case.lag)
+        timesteps = self.timesteps_of(block, parts) if case.true_timesteps else timestep
         predictions = []
         for branch, text in enumerate(["a red circle", "blurry"] if case.guided else ["a circle"]):
             transformer = self.model.experts[expert]
             layout = transformer.layout((window.shape[2], *SIZE))
             context_of_text = transformer.context(*self.model.encode_prompt(text))
             tokens = transformer.embed(
-                window, self.model.model_timestep(timestep, window), context_of_text, layout
+                window, self.model.model_timestep(timesteps, window), context_of_text, layout
             )
             start, stop = (tokens_in_a_frame * frames for frames in (read_left, window.shape[2] - read_right))
             first = tokens_in_a_frame * left.shape[2] - start
@@ -411,6 +417,12 @@ class Plainly:
         noise = step_generator(3, step, block)
         (after,) = self.schedulers[block].step(guided, timestep, own, generator=noise, return_dict=False)
         self.latents[block, step + 1] = after
+
+    def timesteps_of(self, block: int, parts: Iterable[tuple[Tensor, int]]) -> Tensor:
+        """Return the timestep of each frame of latents, given with the number of steps taken."""
+        known = self.schedulers[block].timesteps
+        by_step = [*known, torch.zeros_like(known[0])]
+        return torch.stack([by_step[step] for latents, step in parts for _ in range(latents.shape[2])])
 
     def expert(self, step: int) -> int:
         return self.model.expert_at(self.schedulers[0].timesteps[step])

@@ -204,7 +204,10 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
         "num_frames": request.num_frames,
         **{
             name: getattr(simulator.long, name, None)
-            for name in ("block_frames", "context_frames", "lag", "left_level", "left_context")
+            for name in (
+                *("block_frames", "context_frames", "lag"),
+                *("left_level", "left_context", "context_timesteps"),
+            )
         },
         "num_inference_steps": request.num_inference_steps,
         **request.changed_steps,

@@ -215,7 +215,7 @@ class BlockPipeline:
         contexts = self._contexts_of(self._experts[step.step], step.block)
         latents = self._latents(step)
         frames = self._queue.computed_of(step)
-        timestep = self._given.model_timestep(self._timesteps[step.step], latents, frames)
+        timestep = self._given.model_timestep(self._timestep(step), latents, frames)
         if not self._links.is_first:
             layout = window.my_layout
             for branch, context in contexts.items():
@@ -226,6 +226,13 @@ class BlockPipeline:
         embedded = transformer.embed(joined, timestep, first, window.layout)
         for branch, context in contexts.items():
             yield branch, transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
+
+    def _timestep(self, step: BlockStep) -> Tensor:
+        """Return the timestep of a block-step's frames: one for all, or a tensor with one for each frame."""
+        if not self._queue.true_timesteps:
+            return self._timesteps[step.step]
+        of_levels = torch.cat([self._timesteps, self._timesteps.new_zeros(1)])  # denoised frames have 0
+        return of_levels[self._queue.levels_of(step)]
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
         """Return the attention function for a frame block's step, which reads and fills key/value caches.

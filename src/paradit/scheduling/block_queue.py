@@ -89,6 +89,9 @@ class BlockQueue:
     """Source of the previous frame block's keys and values: `latents`, from which they are computed again, or
     `cache`, which has them from the previous block's latest step, `lag - 1` steps further denoised than the
     block that reads them."""
+    true_timesteps: bool = False
+    """Whether frames that are read from neighbouring blocks have the timesteps of their own noise levels; if
+    not, they have that of the block that reads them."""
     expert_steps: tuple[int, ...] = ()
     """Indices of the steps at which the model switches to another expert (transformer). An expert cannot use
     keys that another expert computed. So if it computes a step of a frame block, and another expert computed
@@ -166,6 +169,15 @@ class BlockQueue:
         """Return the range of latent frames in a frame block."""
         start = block * self.block_frames
         return range(start, start + self.frames_of(block))
+
+    def levels_of(self, step: BlockStep) -> list[int]:
+        """Return the noise level of each latent frame that goes through the transformer in a block-step.
+
+        A level is the number of steps that a frame has taken.
+        """
+        left, right = step.left, step.right
+        own = [step.step] * step.frames
+        return [*[left.level] * left.computed, *own, *[right.level] * right.computed]
 
     def computed_of(self, step: BlockStep) -> range:
         """Return the range of latent frames that go through the transformer in a block-step."""

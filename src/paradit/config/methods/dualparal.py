@@ -68,6 +68,16 @@ class QueueOptions(BlockOptions):
         ),
     ] = "latents"
 
+    context_timesteps: Annotated[
+        Literal["block", "true"],
+        Option(
+            help="Timesteps of the frames that a frame block of dualparal sees of its neighbours: block (its "
+            "own timestep, though they are further or less denoised) or true (those of their noise levels), "
+            "for a model that takes a timestep for each frame. [default: block]",
+            metavar="NAME",
+        ),
+    ] = "block"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
@@ -98,10 +108,19 @@ class QueueRequest(BlocksRequest):
     left_level: str | None = SAME_LEVEL
     """Noise level of the left neighbour's frames, with a lag of 1; None with a larger lag, with which these
     frames are as far denoised as they are."""
+    context_timesteps: str = "block"
+    """Timesteps of the neighbours' frames: `block`, the one of the frame block that reads them, or `true`,
+    those of their own noise levels."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
         level = self.left_level or SAME_LEVEL
-        return replace(super().queue(spec), left_source=self.left_context, lag=self.lag, left_level=level)
+        return replace(
+            super().queue(spec),
+            left_source=self.left_context,
+            lag=self.lag,
+            left_level=level,
+            true_timesteps=self.context_timesteps == "true",
+        )
 
 
 class DualParal(InBlocks):
@@ -149,9 +168,15 @@ class DualParal(InBlocks):
             raise InputError(
                 f"left_level {ONE_CLEANER} needs the left_context latents: cached keys are at the same level"
             )
+        if own.context_timesteps == "true" and spec.one_timestep:
+            raise InputError(
+                f"context_timesteps true needs a model that takes a timestep for each frame, and "
+                f"{spec.name!r} takes one for all: leave it out"
+            )
         return {
             **super().chosen(options, fields, spec),
             "left_context": own.left_context,
+            "context_timesteps": own.context_timesteps,
             "lag": lag,
             "left_level": own.left_level or (SAME_LEVEL if lag == 1 else None),
         }
