@@ -1,4 +1,4 @@
-"""Pairs of hosts for ranks: this machine's loopback, or two network namespaces with a limited link."""
+"""Places for ranks: this machine's loopback, a limited one, or two namespaces with a limited link."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ class Host:
 @contextmanager
 def loopback() -> Iterator[list[Host]]:
     yield [Host([], "lo", "127.0.0.1")] * 2
+
+
+@contextmanager
+def limited_loopback(rate: str) -> Iterator[list[str]]:
+    """Yield a command prefix that runs a program in a namespace whose loopback carries at most `rate`."""
+    name = "paradit-lo"
+    _take_down([name])
+    _ip("netns", "add", name)
+    try:
+        _ip("-n", name, "link", "set", "lo", "up")
+        shape = ["tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
+        _run("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "lo", "root", *shape)
+        yield ["ip", "netns", "exec", name]
+    finally:
+        _take_down([name])
 
 
 @contextmanager

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 from torch import Tensor
+from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerFast
 
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
+from paradit.models.open_sora_plan.adapter import OpenSoraPlanPipeline
 from paradit.models.open_sora_plan.module import OpenSoraT2V_v1_3
+from paradit.models.open_sora_plan.spec import SCHEDULER
+from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.spec import transformer_spec as wan_spec
@@ -87,6 +94,35 @@ def random_hunyuan_video(
         torch.tensor([6000.0]),
     )
     return module.eval(), torch.randn(1, 16, *latent_shape), prompt
+
+
+def save_open_sora_plan(folder: Path, *, heads: int, layers: int, vae_channels: int, text: int) -> None:
+    """Save a whole Open-Sora-Plan model with random weights and 48 channels a head.
+
+    vae_channels: base channels of the WF-VAE, a multiple of 4; 128 in the published one. text: width of its
+    mT5.
+    """
+    torch.manual_seed(0)
+    alphabet = ["<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytewise = Tokenizer(
+        BPE(vocab={token: n for n, token in enumerate(alphabet)}, merges=[], unk_token="<unk>")
+    )
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    config = MT5Config(vocab_size=len(alphabet), d_model=text, d_kv=64, d_ff=4 * text, num_layers=8,
+                       num_heads=text // 64, is_encoder_decoder=False)  # fmt: skip
+    OpenSoraPlanPipeline(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<pad>", eos_token="</s>"),
+        text_encoder=MT5EncoderModel(config).eval(),
+        transformer=OpenSoraT2V_v1_3(
+            num_attention_heads=heads, attention_head_dim=48, num_layers=layers, caption_channels=text
+        ),
+        vae=WFVAEModel(
+            base_channels=vae_channels,
+            encoder_energy_flow_hidden_size=vae_channels // 2,
+            decoder_energy_flow_hidden_size=vae_channels,
+        ),
+        scheduler=diffusers.EulerAncestralDiscreteScheduler.from_config(SCHEDULER),
+    ).save_pretrained(folder)
 
 
 def random_pipeline(
