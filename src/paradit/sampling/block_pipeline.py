@@ -43,7 +43,7 @@ from paradit.models.protocol import Prompt, Scheduler, Tokens, Transformer, Vide
 from paradit.parallel.run_blocks import run, through_blocks
 from paradit.progress import Progress
 from paradit.sampling.block_state import HeadFeatures, HeldBlock, QueueState
-from paradit.sampling.block_window import Sharing, Window
+from paradit.sampling.block_window import Sharing, Window, timestep_of
 from paradit.sampling.early_stop import UNWANTED, EarlyStop
 from paradit.sampling.experts import experts_of
 from paradit.sampling.guidance import guide
@@ -215,7 +215,8 @@ class BlockPipeline:
         contexts = self._contexts_of(self._experts[step.step], step.block)
         latents = self._latents(step)
         frames = self._queue.computed_of(step)
-        timestep = self._given.model_timestep(self._timestep(step), latents, frames)
+        timestep = timestep_of(step, self._queue, self._timesteps)
+        timestep = self._given.model_timestep(timestep, latents, frames)
         if not self._links.is_first:
             layout = window.my_layout
             for branch, context in contexts.items():
@@ -226,13 +227,6 @@ class BlockPipeline:
         embedded = transformer.embed(joined, timestep, first, window.layout)
         for branch, context in contexts.items():
             yield branch, transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
-
-    def _timestep(self, step: BlockStep) -> Tensor:
-        """Return the timestep of a block-step's frames: one for all, or a tensor with one for each frame."""
-        if not self._queue.true_timesteps:
-            return self._timesteps[step.step]
-        of_levels = torch.cat([self._timesteps, self._timesteps.new_zeros(1)])  # denoised frames have 0
-        return of_levels[self._queue.levels_of(step)]
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
         """Return the attention function for a frame block's step, which reads and fills key/value caches.
@@ -364,15 +358,11 @@ class BlockPipeline:
             yield [(1, len(window.own_of(place)), prod(self._shape(1)) // window.tokens)]
 
     def _state(self, round: int, left: dict[tuple[int, int], Features]) -> QueueState:
-        fresh = self._fresh_scheduler
+        fresh, joined = self._fresh_scheduler, self._queue.joined(round)
         return QueueState(
             round=round,
             # The next round's blocks may have begun.
-            blocks={
-                number: held.state(fresh)
-                for number, held in self._held.items()
-                if number < self._queue.joined(round)
-            },
+            blocks={number: held.state(fresh) for number, held in self._held.items() if number < joined},
             left_features={
                 key: {
                     # By head of the whole model, so that another number of ranks can resume from the state.

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+import torch
+from torch import Tensor
+
 from paradit.attention.base import Attend, Kernel, Layout
 from paradit.attention.rope import Rope
 from paradit.attention.window import Kept, Neighbour, windowed, windowed_over
@@ -16,7 +19,7 @@ from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.transport import Transport
 from paradit.models.protocol import Transformer
-from paradit.scheduling.block_queue import BlockStep
+from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 
 @dataclass(frozen=True)
@@ -125,3 +128,14 @@ class Window:
         assert self._sharing.transport is not None
         # Whole heads, because keys and values are cached by head.
         return UlyssesExchange(self._shares(num_replicated), self._sharing.transport, whole_heads=True)
+
+
+def timestep_of(step: BlockStep, queue: BlockQueue, timesteps: Tensor) -> Tensor:
+    """Return the timestep of the frames in a block-step: one for all, or a tensor with one for each frame.
+
+    timesteps: the timestep of each denoising step.
+    """
+    if not queue.true_timesteps:
+        return timesteps[step.step]
+    # Denoised frames have the timestep 0.
+    return torch.cat([timesteps, timesteps.new_zeros(1)])[queue.levels_of(step)]
