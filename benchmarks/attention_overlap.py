@@ -263,7 +263,8 @@ def main() -> None:
             with two_hosts(link) as hosts:
                 rows.append(measure(link, model, hosts, args.repeats))
                 show(rows[-1])
-    write_results("attention_overlap", {"repeats": args.repeats, "rows": rows})
+    some = [] if set(args.models) == set(MODELS) else args.models
+    write_results("_".join(["attention_overlap", *some]), {"repeats": args.repeats, "rows": rows})
 
 
 if __name__ == "__main__":
