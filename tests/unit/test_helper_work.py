@@ -135,7 +135,7 @@ def test_a_helper_sends_nothing_in() -> None:
         ("denoise=0-2", {}, "coprocess .* decode .* not denoise: use a placement such"),
         ("denoise=0-2 decode=2", {}, "coprocess .* decode .* not denoise"),
         ("denoise=0-1 decode=2", {"cfg_degree": 2}, "use cfg_degree 1, or leave coprocess out"),
-        ("denoise=0-1 decode=2", {"attention": "ring"}, "auto, ulysses, pipesp, got 'ring'"),
+        ("denoise=0-1 decode=2", {"attention": "ring"}, "auto, ulysses, pipesp, pipesp-paper, got 'ring'"),
     ],
 )
 def test_what_cannot_be(groups: str, fields: dict[str, Any], message: str) -> None:

@@ -152,7 +152,7 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "of rank 0": (
         {key: one[:0] if "lora_A" in key else one[:, :0] for key, one in random_lora(transformer()).items()},
-        "nothing to merge blocks.0.attn1.to_k.lora_A.weight [0, 64]",
+        "has no weights for blocks.0.attn1.to_k.lora_A.weight [0, 64]",
     ),
     "unknown key": (one("diffusion_model.lora_router.weight"), "cannot be converted by diffusers"),
     "kohya's, not whole": ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": ZEROS}, "(KeyError"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attention_in_memory import FORMS, Form, Unrotated, layout_of, of_rank, random_qkv
-from paradit.attention.base import Attend, Wait
+from paradit.attention.base import Attend, Site, Wait
 from paradit.attention.ring import ring
 from paradit.distributed.shares import Shares
 from paradit.parallel.run_blocks import run_interleaved
@@ -77,7 +77,7 @@ def layers(attend: Any, x: Tensor, layout: Unrotated) -> Generator[Wait, None, T
     for layer in range(LAYERS):
         # Tensors are made anew and overwritten afterwards, like memory that an allocator reuses.
         own = [x * factor for factor in (1.0, 0.3, 0.5)]
-        x = (yield from attend(layer, iter(own), layout)) + x
+        x = (yield from attend(Site(layer), iter(own), layout)) + x
         for tensor in own:
             tensor.fill_(torch.nan)
     return x
