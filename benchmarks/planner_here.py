@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from attention_overlap import LATENT_SHAPE, MODELS, TEXT_TOKENS, Step, modules
+from attention_overlap import LATENT_SHAPES, TEXT_TOKENS, Step, modules
 from links import Host, loopback, two_hosts
 from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
@@ -71,6 +71,7 @@ WAYS = {
     "interleave, pipesp 2": Choice.of("pipesp", chunks=2, interleave=True),
     "ring": Choice.of("ring"),
 }
+MODELS = "wan", "hunyuan_video"
 PORT = 29720
 PROMPTS = 10
 TIE = 0.2
@@ -164,7 +165,7 @@ def small(model: str) -> tuple[ModelSpec, Request]:
         "hunyuan_video": ("HunyuanVideo", hunyuan_video_spec),
     }[model]
     spec = replace(published_spec(name), transformers=(reader(dict(module.config)),), text_length=TEXT_TOKENS)
-    frames, height, width = LATENT_SHAPE
+    frames, height, width = LATENT_SHAPES[model]
     scale = spec.vae.spatial_compression
     sizes = {"height": scale * height, "width": scale * width, "num_frames": 4 * (frames - 1) + 1}
     return spec, resolve(Request(prompt="any", num_inference_steps=1, **sizes), spec)
