@@ -66,7 +66,7 @@ def test_sparse_layers_are_the_program_rehearsed(link: tuple[float, float], rank
 
 @pytest.mark.parametrize(("ranks", "tensors"), [(2, 1 / 2), (4, 3 / 4), (8, 2.5), (16, 3.0)])
 def test_bytes_of_a_sparse_layer(ranks: int, tensors: float) -> None:
-    """As `test_dealt_tokens` counts them when the program runs."""
+    """The planner counts the bytes that `test_dealt_tokens` counts when the program runs."""
     one = branch(cluster(ranks), Shares.equal(1024, 16, ranks))
     one = replace(one, pattern=PATTERNS[0], sparse_patterns=PATTERNS)
     program = layer(one, SKIPARSE)

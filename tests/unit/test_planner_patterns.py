@@ -197,7 +197,7 @@ def order_of_run(shares: Shares) -> list[list[str]]:
 
 
 def test_inputs_travel_while_others_are_projected() -> None:
-    """As PipeDiT does for Open-Sora-Plan: each of three inputs leaves before the next is projected."""
+    """Each of the three inputs leaves before the next is projected, as in PipeDiT with Open-Sora-Plan."""
     shares = Shares.equal(TOKENS, HEADS, 2)
     expected = ["project", "send"] * 3 + ["attention", "send"] * 3
     assert order_of_run(shares) == [expected] * 2

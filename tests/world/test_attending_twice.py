@@ -83,7 +83,7 @@ MadeUp.__abstractmethods__ = frozenset()
 
 
 class Sparse(MadeUp):
-    """The same with attention by patterns."""
+    """Transformer whose blocks attend twice, each time by a pattern."""
 
     blocks: Sequence[Twice] = [Twice(layer, pattern) for layer, pattern in enumerate(PATTERNS)]
 
