@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, MT5EncoderModel
 
-import open_sora_plan as tiny_model
+import small_open_sora_plan
 from paradit.models.common.seeded import seeded
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.video.reader import read_video
@@ -27,7 +27,7 @@ NEGATIVE = "wings"
 
 
 def folder_of(tmp_path_factory: pytest.TempPathFactory, **options: Any) -> Path:
-    return tiny_model.save_folder(tmp_path_factory.mktemp("models") / "osp", **options, **SIZE)
+    return small_open_sora_plan.save_folder(tmp_path_factory.mktemp("models") / "osp", **options, **SIZE)
 
 
 def embedded(folder: Path, text: str) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,9 @@ def plain_loop(folder: Path, transformer: Any, further: Tensor) -> Tensor:
     latents = initial_noise((1, 8, 3, 4, 6), SEED, torch.device("cpu")) * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         scaled = torch.cat([scheduler.scale_model_input(latents, timestep), further], dim=1)
-        wanted, unwanted = (tiny_model.plain(transformer, scaled, timestep[None], one) for one in prompts)
+        wanted, unwanted = (
+            small_open_sora_plan.plain(transformer, scaled, timestep[None], one) for one in prompts
+        )
         prediction = unwanted + 7.5 * (wanted - unwanted)
         noise = step_generator(SEED, step)
         latents = scheduler.step(prediction, timestep, latents, generator=noise).prev_sample
@@ -65,7 +67,7 @@ def generated(tmp_path: Path, folder: Path, *options: str) -> tuple[Tensor, np.n
 def test_text_to_video(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = folder_of(tmp_path_factory)
     latents, frames = generated(tmp_path, folder)
-    expected = plain_loop(folder, tiny_model.transformer(), torch.empty(1, 0, 3, 4, 6))
+    expected = plain_loop(folder, small_open_sora_plan.transformer(), torch.empty(1, 0, 3, 4, 6))
     # Measured: 5e-6, of values up to 4.
     torch.testing.assert_close(latents, expected, rtol=0, atol=3e-5)
     on_two, frames_of_two = generated(tmp_path, folder, "--ranks", "2", "--attention", "ulysses")
@@ -92,7 +94,7 @@ def test_image_to_video(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
     encoded = 0.18215 * (mean + (0.5 * log_variance).exp() * noise)
     mask = torch.ones(1, 4, 3, 4, 6)  # 1: to be made
     mask[:, :, 0] = mask[:, 3, 2] = 0
-    transformer = tiny_model.transformer(takes_frames=True)
+    transformer = small_open_sora_plan.transformer(takes_frames=True)
     expected = plain_loop(folder, transformer, torch.cat([encoded, mask], dim=1))
     torch.testing.assert_close(latents, expected, rtol=0, atol=3e-5)
 

@@ -13,7 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from torch import Tensor
 
-import open_sora_plan
+import small_open_sora_plan
 from allocated import allocated_peak
 from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
@@ -54,7 +54,7 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     if variant == "hunyuan":
         save_hunyuan_folder(tmp_path, heads=8)
     elif variant == "open_sora_plan":
-        open_sora_plan.save_folder(tmp_path, heads=8, layers=5, takes_frames=True)
+        small_open_sora_plan.save_folder(tmp_path, heads=8, layers=5, takes_frames=True)
     else:
         heads = 16 if variant == "wan22_ti2v" else 8
         save_folder(variant, tmp_path, heads=heads, ffn_dim=160 * heads)

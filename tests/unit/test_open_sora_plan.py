@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel
 
-import open_sora_plan as tiny_model
+import small_open_sora_plan
 from messages import says
 from paradit.config.errors import InputError
 from paradit.config.methods.method import resolve
@@ -34,7 +34,7 @@ from tiny import forward
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.save_folder(tmp_path_factory.mktemp("osp") / "model")
+    return small_open_sora_plan.save_folder(tmp_path_factory.mktemp("osp") / "model")
 
 
 def test_the_published_model() -> None:
@@ -67,10 +67,10 @@ def test_text_encoder_count_is_the_class_s() -> None:
 @pytest.mark.parametrize("takes_frames", [False, True])
 @torch.no_grad()
 def test_flops_are_those_counted(takes_frames: bool) -> None:
-    model = tiny_model.transformer(takes_frames=takes_frames)
+    model = small_open_sora_plan.transformer(takes_frames=takes_frames)
     spec = transformer_spec({**model.config, "_class_name": type(model).__name__})
     cut = OpenSoraPlanTransformer(model)
-    latents, timestep, (embeds, mask) = tiny_model.inputs(model, (1, 3, 10, 10), lengths=(9,))
+    latents, timestep, (embeds, mask) = small_open_sora_plan.inputs(model, (1, 3, 10, 10), lengths=(9,))
     # The counter does not know the fused CPU kernel; the math backend consists of matrix products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         layout = cut.layout(grid_of(latents))
@@ -83,7 +83,7 @@ def test_what_a_model_takes(folder: Path, tmp_path: Path) -> None:
     assert (spec.takes, spec.needs_image, spec.flow) == (frozenset(), False, False)
     stored = {part.component: part.parameters for part in spec.weights}
     assert stored["transformer"] == spec.transformers[0].num_parameters
-    taking = read_spec(tiny_model.save_folder(tmp_path, takes_frames=True))
+    taking = read_spec(small_open_sora_plan.save_folder(tmp_path, takes_frames=True))
     assert taking.takes == {"image", "last_image"}
     assert taking.needs_image
     with pytest.raises(InputError, match="image is missing"):

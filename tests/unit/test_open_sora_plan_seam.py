@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-import open_sora_plan as tiny_model
+import small_open_sora_plan
 from paradit.attention.local_attention import sdpa
 from paradit.attention.patterns import Pattern
 from paradit.models.open_sora_plan.module import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
@@ -68,7 +68,7 @@ def test_parameters_are_the_published_ones() -> None:
 
 
 def test_all_layers_but_four_are_sparse() -> None:
-    model = tiny_model.transformer(heads=1, layers=32)
+    model = small_open_sora_plan.transformer(heads=1, layers=32)
     patterns = [site.pattern for site in OpenSoraPlanTransformer(model).sites]
     assert [layer for layer, pattern in enumerate(patterns) if pattern is None] == [0, 1, 30, 31]
     assert patterns[2:30] == [Pattern(4), Pattern(4, run=4)] * 14
@@ -78,18 +78,20 @@ def test_all_layers_but_four_are_sparse() -> None:
 @pytest.mark.parametrize("takes_frames", [False, True])
 @torch.no_grad()
 def test_equals_masked_attention(takes_frames: bool, shape: tuple[int, ...]) -> None:
-    model = tiny_model.transformer(takes_frames=takes_frames)
-    given = tiny_model.inputs(model, shape, lengths=(9, 4)[-shape[0] :])
-    expected = tiny_model.plain(model, *given)
+    model = small_open_sora_plan.transformer(takes_frames=takes_frames)
+    given = small_open_sora_plan.inputs(model, shape, lengths=(9, 4)[-shape[0] :])
+    expected = small_open_sora_plan.plain(model, *given)
     # Measured: 1.5e-6, of values up to 5.
     torch.testing.assert_close(seam(model, *given), expected, rtol=0, atol=5e-6)
-    assert (seam(tiny_model.transformer(takes_frames=takes_frames, sparse1d=False), *given) != expected).any()
+    assert (
+        seam(small_open_sora_plan.transformer(takes_frames=takes_frames, sparse1d=False), *given) != expected
+    ).any()
 
 
 @torch.no_grad()
 def test_padding_changes_nothing() -> None:
-    model = tiny_model.transformer()
-    latents, timestep, (embeds, mask) = tiny_model.inputs(model, SHAPES[1], lengths=(6, 6))
+    model = small_open_sora_plan.transformer()
+    latents, timestep, (embeds, mask) = small_open_sora_plan.inputs(model, SHAPES[1], lengths=(6, 6))
     cut = embeds[:, :6], mask[:, :6]
     assert torch.equal(seam(model, latents, timestep, (embeds, mask)), seam(model, latents, timestep, cut))
 
@@ -97,10 +99,10 @@ def test_padding_changes_nothing() -> None:
 @torch.no_grad()
 def test_prompts_of_different_lengths_share_one_embedding() -> None:
     """Guidance branches share one embedding of the latents, one after the other or in one batch."""
-    model = tiny_model.transformer()
+    model = small_open_sora_plan.transformer()
     cut = OpenSoraPlanTransformer(model)
-    latents, timestep, first = tiny_model.inputs(model, SHAPES[0], lengths=(7,))
-    _, _, second = tiny_model.inputs(model, SHAPES[0], lengths=(3,))
+    latents, timestep, first = small_open_sora_plan.inputs(model, SHAPES[0], lengths=(7,))
+    _, _, second = small_open_sora_plan.inputs(model, SHAPES[0], lengths=(3,))
     contexts = [cut.context(*prompt) for prompt in (first, second)]
     tokens = cut.embed(latents, timestep, contexts[0], cut.layout(grid_of(latents)))
     other = forward(cut, cut.branch(tokens, contexts[1]))
@@ -114,9 +116,9 @@ def test_prompts_of_different_lengths_share_one_embedding() -> None:
 @torch.no_grad()
 def test_sharded_tokens_give_the_same_video(cuts: Any) -> None:
     """Tokens are divided into shares of any size, even zero, as on ranks."""
-    model = tiny_model.transformer(sparse1d=False)
+    model = small_open_sora_plan.transformer(sparse1d=False)
     cut = OpenSoraPlanTransformer(model)
-    latents, timestep, prompt = tiny_model.inputs(model, SHAPES[0], lengths=(5,))
+    latents, timestep, prompt = small_open_sora_plan.inputs(model, SHAPES[0], lengths=(5,))
     tokens = cut.embed(latents, timestep, cut.context(*prompt), cut.layout(grid_of(latents)))
     shares = [tokens.shard(a, b) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
     for block in cut.blocks:
@@ -132,9 +134,9 @@ def test_sharded_tokens_give_the_same_video(cuts: Any) -> None:
 
 @torch.no_grad()
 def test_project_and_finish_compile_in_one_piece() -> None:
-    model = tiny_model.transformer()
+    model = small_open_sora_plan.transformer()
     cut = OpenSoraPlanTransformer(model)
-    latents, timestep, prompt = tiny_model.inputs(model, SHAPES[0], lengths=(5,))
+    latents, timestep, prompt = small_open_sora_plan.inputs(model, SHAPES[0], lengths=(5,))
     tokens = cut.embed(latents, timestep, cut.context(*prompt), cut.layout(grid_of(latents)))
 
     def block(tokens: Any) -> Any:

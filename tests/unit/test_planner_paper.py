@@ -5,7 +5,7 @@ import sys
 
 from paths import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 import planner_paper  # type: ignore[import-not-found]  # mypy does not check benchmarks/
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import open_sora_plan
+import small_open_sora_plan
 from messages import says
 from paradit.attention.local_attention import sdpa
 from paradit.config.methods.method import resolve
@@ -184,7 +184,7 @@ def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
 
 
 def test_sparse_layers(tmp_path: Path) -> None:
-    check_ranks(open_sora_plan.save_folder(tmp_path, heads=3), CASES[:3], PipelineGrid(2, 1, 2))
+    check_ranks(small_open_sora_plan.save_folder(tmp_path, heads=3), CASES[:3], PipelineGrid(2, 1, 2))
 
 
 GUIDED = [case for case in CASES if case.guided]
@@ -316,7 +316,7 @@ def test_costs_are_measured(layers: bool, tmp_path: Path) -> None:
 
 
 def test_costs_of_sparse_layers_are_measured_by_pattern(tmp_path: Path) -> None:
-    model = load(open_sora_plan.save_folder(tmp_path))
+    model = load(small_open_sora_plan.save_folder(tmp_path))
     full, _, single, group, *ends = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle")).layers
     assert ends == [full, full]
     assert len({full, single, group}) == 3

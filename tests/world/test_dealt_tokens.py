@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_in_memory import chunked, run_together, world
-from open_sora_plan import inputs, transformer
 from paradit.attention.base import Layout, Projection, Site, Wait
 from paradit.attention.dealt import DealtByGroup
 from paradit.attention.local_attention import local, sdpa
@@ -26,6 +25,7 @@ from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.parallel.run_blocks import run, through_blocks, through_dealt_blocks
 from paradit.parallel.sequence_parallel import SequenceParallel
 from paradit.testing import run_world
+from small_open_sora_plan import inputs, transformer
 
 HEADS, DEPTH = 16, 16
 WIDTH = HEADS * DEPTH

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import open_sora_plan
+import small_open_sora_plan
 from paradit.attention.registry import Choice
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
@@ -113,7 +113,7 @@ def test_every_attention(num_ranks: int, size: tuple[int, int, int], tmp_path: P
 
 def test_sparse_layers(tmp_path: Path) -> None:
     """Two heads on three ranks: ranks compute some rows of a head, in groups that differ in size."""
-    folder, size = open_sora_plan.save_folder(tmp_path, heads=2), (9, 48, 80)
+    folder, size = small_open_sora_plan.save_folder(tmp_path, heads=2), (9, 48, 80)
     names = "ulysses", "auto", "pipesp, 2 chunks", "pipesp-paper", "both"
     made = {name: placements(3)[name] for name in names}
     expected = alone(folder, size, guided=True)
