@@ -9,7 +9,6 @@ whole of each video, and frames around its worst border.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -18,15 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from long_video_quality import Row, borders, make
+from long_video_quality import Row, arguments, borders, make_missing
 from machine import write_results
-from paradit.models.folder import find_model
-from paradit.models.spec import read_spec
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots, slots_until_first_block
 from paradit.shapes.evaluate import evaluate_long
 from paradit.shapes.scenes import Scene
-from paradit.text_to_video import load
 from paradit.video.contact_sheet import contact_sheet
 
 SCENES = [
@@ -49,12 +45,11 @@ SCHEDULES = [(8, 50, 32), (4, 50, 10), (8, 20, 32), (2, 20, 10)]
 
 def rows() -> Iterator[Row]:
     """Yield every video of the benchmark, the most expensive last."""
+    lags = [{**USUAL, "lag": lag} for lag in LAGS]
     yield from (
-        Row(scene, seed, 257, {**USUAL, "lag": lag}) for seed in (0, 1) for scene in SCENES for lag in LAGS
+        Row(scene, seed, 257, way) for seed in (0, 1) for scene in SCENES for way in (*lags, CACHED, TRUE)
     )
-    yield from (Row(scene, 0, 257, way) for way in (CACHED, TRUE) for scene in SCENES)
-    long = (SCENES[0], 0), (SCENES[3], 0)
-    yield from (Row(scene, seed, 1025, {**USUAL, "lag": lag}) for scene, seed in long for lag in LAGS)
+    yield from (Row(scene, 0, 1025, way) for scene in (SCENES[0], SCENES[3]) for way in (*lags, TRUE))
 
 
 def summary(judged: dict[Row, dict[str, float]]) -> list[dict[str, Any]]:
@@ -144,23 +139,8 @@ def show(figures: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--videos", type=Path, required=True, help="folder where videos are kept")
-    parser.add_argument("--make", type=int, help="make at most so many more, and judge those there are")
-    parser.add_argument("--images", type=Path, help="folder for contact sheets")
-    args = parser.parse_args()
-    args.videos.mkdir(parents=True, exist_ok=True)
-
-    paths = {row: args.videos / f"{row.name}.npz" for row in rows()}
-    missing = [row for row in paths if not paths[row].exists()]
-    if missing[: args.make]:
-        model = load(read_spec(find_model("shapes")))
-        for row in missing[: args.make]:
-            part = paths[row].with_suffix(".part.npz")
-            np.savez_compressed(part, video=make(model, row))
-            # Renamed when it is complete, so that an interrupted run leaves no partial video under that name.
-            part.rename(paths[row])
-            print(row.name, flush=True)
+    args = arguments(__doc__)
+    paths = make_missing(rows(), args.videos, args.make)
     videos = {row: np.load(path)["video"] for row, path in paths.items() if path.exists()}
     judged = {row: asdict(evaluate_long(video, row.scene, borders(row))) for row, video in videos.items()}
     each = [{"video": row.name, **verdict} for row, verdict in judged.items()]

@@ -10,7 +10,7 @@ sheets: frames over the whole video, and frames around the worst border.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
@@ -180,26 +180,36 @@ def sheets(videos: dict[Row, np.ndarray], folder: Path) -> None:
     contact_sheet(excerpts, captions, 16).save(folder / "worst_borders.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments(description: str | None) -> argparse.Namespace:
+    """Return the options of a benchmark that makes videos, keeps and judges them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--videos", type=Path, required=True, help="folder where videos are kept")
-    parser.add_argument(
-        "--make", type=int, help="make at most so many more of them, and judge those there are"
-    )
+    parser.add_argument("--make", type=int, help="make at most so many more, and judge those there are")
     parser.add_argument("--images", type=Path, help="folder for contact sheets")
-    args = parser.parse_args()
-    args.videos.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
 
-    paths = {row: args.videos / f"{row.name}.npz" for row in rows()}
-    missing = [row for row in paths if not paths[row].exists()]
-    if missing[: args.make]:
-        model = load(read_spec(find_model("shapes")))
-        for row in missing[: args.make]:
-            part = paths[row].with_suffix(".part.npz")
-            np.savez_compressed(part, video=make(model, row))
-            # Renamed when it is complete, so that an interrupted run leaves no partial video under that name.
-            part.rename(paths[row])
-            print(row.name, flush=True)
+
+def make_missing(rows: Iterable[Row], folder: Path, at_most: int | None) -> dict[Row, Path]:
+    """Make at most so many of the videos that the folder lacks, and return the path of each row's video.
+
+    Files of videos that were not made do not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {row: folder / f"{row.name}.npz" for row in rows}
+    missing = [row for row in paths if not paths[row].exists()][:at_most]
+    model = load(read_spec(find_model("shapes"))) if missing else None
+    for row in missing:
+        part = paths[row].with_suffix(".part.npz")
+        np.savez_compressed(part, video=make(model, row))
+        # Renamed when it is complete, so that an interrupted run leaves no partial video under that name.
+        part.rename(paths[row])
+        print(row.name, flush=True)
+    return paths
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    paths = make_missing(rows(), args.videos, args.make)
     there = {row: path for row, path in paths.items() if path.exists()}
     judged, videos = {}, {}
     names = (figure.replace("border_", "").replace("_pixels", ", px") for figure in FIGURES)
