@@ -46,12 +46,12 @@ GPU = Device(
 )
 CPU = replace(
     GPU,
-    dense={"bf16": 2e11, "fp32": 9e10},
+    dense={"bf16": 2e9, "fp32": 9e10},  # without instructions for bf16
     memory_bandwidth=1e10,
     memory=8e9,
     multiprocessors=0.5,
     ahead=False,
-    efficiency={**GPU.efficiency, "flash": {"bf16": 0.3, "fp32": 0.8}},
+    efficiency={**GPU.efficiency, "flash": {"bf16": 30.0, "fp32": 0.8}, "convolution": 60.0},
 )
 
 
@@ -71,7 +71,9 @@ def works(scale: int) -> list[Work]:
         found += [Attention(dtype, heads, 512 * scale, 2048 * scale, 64 * heads) for heads in (1, 2, 4)]
     found += [block(heads, 256 * scale) for heads in (4, 12, 24)]
     for channels in (16, 48, 96):
-        found += [Decode(vae_spec({"base_dim": channels}), (5, 64, size)) for size in (64, 128)]
+        found += [
+            Decode(vae_spec({"base_dim": channels}), (5, 64 * scale, size * scale)) for size in (64, 128)
+        ]
     return found
 
 

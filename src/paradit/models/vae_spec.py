@@ -97,6 +97,16 @@ class VaeSpec(ABC):
         frames = (num_frames - 1) // self.temporal_compression + 1
         return self.z_dim, frames, height // self.spatial_compression, width // self.spatial_compression
 
+    @property
+    def decoder_convolutions(self) -> int:
+        """Approximate number of the decoder's convolutions.
+
+        Each level has residual blocks of two, and up to two to enlarge its result and one as a shortcut; the
+        middle has two residual blocks, and one convolution comes before the levels, one after them.
+        """
+        levels = len(self.decoder_channels) or 1
+        return (2 * (self.num_res_blocks + 1) + 2) * levels + 6
+
     @abstractmethod
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video.

@@ -198,7 +198,7 @@ def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterabl
     def with_softmax(softmax: float) -> Device:
         found = replace(device, softmax=softmax)
         for dtype in dtypes:
-            found = _fitted(partial(_with_attention, found, dtype), _of(dtype, measured), 1e-3, 10.0)
+            found = _fitted(partial(_with_attention, found, dtype), _of(dtype, measured), 1e-3, 1e3)
         return found
 
     return _fitted(with_softmax, measured, 1e-2, 1e3)
@@ -212,7 +212,7 @@ def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
 
     def with_narrow(narrow: float) -> Device:
         found = replace(device, narrow=narrow)
-        return _fitted(partial(_with_efficiency, found, "convolution"), measured, 1e-5, 10.0)
+        return _fitted(partial(_with_efficiency, found, "convolution"), measured, 1e-5, 1e3)
 
     return _fitted(with_narrow, measured, 1e-2, 1e3)
 

@@ -8,6 +8,8 @@ the time that Python needs to launch them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from math import ceil
 
 from paradit.attention.patterns import Pattern
 from paradit.config.encoded_pictures import encoded_clips
@@ -27,6 +29,11 @@ of RoPE, of three gated residuals, and of the activation."""
 KERNELS = 70
 """Approximate number of GPU kernels that a transformer block launches: for its matrix products, norms, RoPE,
 gated residuals and activation."""
+
+CONVOLUTION_KERNELS = 10
+"""Approximate number of GPU kernels that a VAE's decoder launches for each of its convolutions: the
+convolution itself, its padding with the frames before, and the norm and activation. Counted: 382 for the 38
+convolutions of a Wan 2.1 VAE, and 250 for 25 of a small Wan 2.2 VAE."""
 
 COPIES = 2.5
 """Number of tensors, out of queries, keys, values and results, that are copied to or from groups of tokens in
@@ -201,14 +208,24 @@ def decode_seconds(
     decoded. ranks: number of ranks that share the tiles.
     """
     frames, height, width = size
-    rate = _vae_rate(vae, device, dtype)
     grid, scale = vae.grid(height, width, tile), vae.spatial_compression
-    if grid.num_tiles == 1:
-        return vae.decode_flops(*size) / rate
+    rate, kernels = _vae_rate(vae, device, dtype), _decode_kernels(vae, frames)
+
+    @cache
+    def seconds(rows: int, columns: int) -> float:
+        flops = vae.decode_flops(frames, scale * rows, scale * columns)
+        return _launched(device, flops / rate, kernels)
+
     sizes = [(tile.rows.size, tile.columns.size) for tile in grid.tiles]
-    flops = {one: vae.decode_flops(frames, scale * one[0], scale * one[1]) for one in set(sizes)}
     # The rank with the most work decides.
-    return max(sum(flops[sizes[number]] for number in hand) for hand in grid.dealt(ranks)) / rate
+    return max(sum(seconds(*sizes[number]) for number in hand) for hand in grid.dealt(ranks))
+
+
+def _decode_kernels(vae: VaeSpec, frames: int) -> int:
+    """Return the approximate number of kernels that the VAE launches to decode a video, or a tile of it."""
+    latent_frames = vae.latent_shape(frames, 0, 0)[1]
+    calls = 1 + ceil((latent_frames - 1) / vae.LATENT_FRAMES_AT_ONCE)
+    return CONVOLUTION_KERNELS * vae.decoder_convolutions * calls
 
 
 def _vae_rate(vae: VaeSpec, device: Device, dtype: str) -> float:
