@@ -15,12 +15,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Kernel, Layout, Site
+from paradit.attention.base import Layout, Site
 from paradit.attention.local_attention import sdpa
 from paradit.attention.rope import RopeTables, grid_positions
 from paradit.models.common.compile import heads, maybe_compiled, of_class
 from paradit.models.common.split_module import SplitModule
-from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.open_sora_plan.module import Attention, OpenSoraT2V_v1_3, TransformerBlock
 from paradit.models.open_sora_plan.spec import transformer_spec
 from paradit.models.protocol import Block, Tokens
@@ -84,16 +83,12 @@ class OpenSoraPlanBlock(Block[OpenSoraPlanTokens]):
     For inference only: outputs of submodules are changed in place, to save time and memory.
     """
 
-    def __init__(
-        self, block: TransformerBlock, site: Site, place: int, *, compile: bool, kernel: Kernel
-    ) -> None:
+    def __init__(self, block: TransformerBlock, site: Site, place: int, *, compile: bool) -> None:
         """Split a transformer block into the parts before and after its self-attention.
 
-        place: the index of this transformer block among those that the rank holds. kernel: the function that
-        computes cross-attention.
+        place: the index of this transformer block among those that the rank holds.
         """
-        self.site = site
-        self._block, self._place, self._kernel = block, place, kernel
+        self.site, self._block, self._place = site, block, place
         self._normed = maybe_compiled(_normed, compile)
         self._projected = maybe_compiled(_projected, compile)
         self._finish = maybe_compiled(_finish, compile)
@@ -107,9 +102,7 @@ class OpenSoraPlanBlock(Block[OpenSoraPlanTokens]):
     def finish(self, tokens: OpenSoraPlanTokens, attended: Tensor) -> OpenSoraPlanTokens:
         """Return the block's output tokens, given the output of its self-attention, [B, S, H, D]."""
         texts = [layers[self._place] for layers in tokens.context.prompts]
-        x = self._finish(
-            self._block, tokens.hidden_states, tokens.rows, attended, texts=texts, kernel=self._kernel
-        )
+        x = self._finish(self._block, tokens.hidden_states, tokens.rows, attended, texts)
         return replace(tokens, hidden_states=x)
 
     def keys_values(self, text: Tensor) -> KeysValues:
@@ -125,29 +118,12 @@ class OpenSoraPlanTransformer(SplitModule[OpenSoraPlanTokens, OpenSoraPlanContex
     module: OpenSoraT2V_v1_3
     blocks: Sequence[OpenSoraPlanBlock]
 
-    def __init__(
-        self,
-        module: OpenSoraT2V_v1_3,
-        *,
-        compile: bool = False,
-        stored: StoredWeights | None = None,
-        kernel: Kernel = sdpa,
-    ) -> None:
-        """Split a transformer into embedding, transformer blocks and head.
-
-        kernel: the function that computes cross-attention. compile: whether `torch.compile` compiles what
-        runs before and after attention. stored: reader of the weights on disk, for layers that are not in
-        memory; None: all layers are in memory.
-        """
-        self._kernel = kernel
-        super().__init__(module, compile=compile, stored=stored)
-
     def cut(self) -> list[OpenSoraPlanBlock]:
         blocks = of_class(TransformerBlock, self.module.transformer_blocks)
         pattern = transformer_spec(self.module.config).pattern
         sites = [Site(layer, pattern=pattern(layer)) for layer in self.layers.held]
         return [
-            OpenSoraPlanBlock(*part, place, compile=self._compile, kernel=self._kernel)
+            OpenSoraPlanBlock(*part, place, compile=self._compile)
             for place, part in enumerate(zip(blocks, sites, strict=True))
         ]
 
@@ -290,13 +266,7 @@ def _projected(attn: Attention, linear: torch.nn.Linear, x: Tensor) -> Tensor:
 
 
 def _finish(
-    block: TransformerBlock,
-    x: Tensor,
-    rows: Tensor,
-    attended: Tensor,
-    *,
-    texts: list[KeysValues],
-    kernel: Kernel,
+    block: TransformerBlock, x: Tensor, rows: Tensor, attended: Tensor, texts: list[KeysValues]
 ) -> Tensor:
     """Run what follows a block's self-attention, and return the block's output tokens [B, S, width].
 
@@ -305,15 +275,15 @@ def _finish(
     """
     _, _, gate, shift, scale, ffn_gate = _modulation(block, rows)
     x = _out(attended, block.attn1).mul_(gate).add_(x)
-    x = _cross_attention(block.attn2, x, texts, kernel).add_(x)
+    x = _cross_attention(block.attn2, x, texts).add_(x)
     out: Tensor = block.ff(block.norm2(x).mul_(1 + scale).add_(shift))
     return out.mul_(ffn_gate).add_(x)
 
 
-def _cross_attention(attn: Attention, x: Tensor, texts: list[KeysValues], kernel: Kernel) -> Tensor:
+def _cross_attention(attn: Attention, x: Tensor, texts: list[KeysValues]) -> Tensor:
     query = heads(attn.to_q(x), attn)
     # One prompt after another, because they may differ in length.
-    each = [kernel(one, *text) for one, text in zip(torch.split(query, 1), texts, strict=True)]
+    each = [sdpa(one, *text) for one, text in zip(torch.split(query, 1), texts, strict=True)]
     return _out(torch.cat(each), attn)
 
 
