@@ -14,11 +14,11 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
-from paradit.attention.local_attention import sdpa
 from paradit.config.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from seam_inputs import grid_of, hunyuan_inputs
 from tiny import TEXT_DIM, forward, hunyuan_transformer, in_bf16
+from token_shares import forward_in_shares
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6), (1, 5, 10, 14)]
 """Shapes of latents: (batch, frames, height, width)."""
@@ -129,23 +129,8 @@ def test_sharded_tokens_give_the_same_video(cuts: Any) -> None:
     hunyuan = HunyuanVideoTransformer(model)
     latents, timestep, prompt = hunyuan_inputs(model, (1, 2, 4, 6))
     tokens = hunyuan.embed(latents, timestep, hunyuan.context(*prompt), hunyuan.layout((2, 4, 6)))
-    num_text = tokens.layout.num_replicated
-    assert num_text == 9
-    shares = [tokens.shard(a, b) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
-
-    def whole(parts: Any) -> Any:
-        return torch.cat(
-            [*(part[:, : part.shape[1] - num_text] for part in parts), parts[0][:, -num_text:]], 1
-        )
-
-    for block in hunyuan.blocks:
-        values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
-        all_keys = whole([share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)])
-        rotated = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [sdpa(query, all_keys, whole(values)) for query in rotated]
-        shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
-    heads = torch.cat([hunyuan.head(share) for share in shares], dim=1)
-    result = hunyuan.unpatchify(heads, tokens.layout)
+    assert tokens.layout.num_replicated == 9
+    result = hunyuan.unpatchify(forward_in_shares(hunyuan, tokens, cuts), tokens.layout)
     torch.testing.assert_close(result, own(model, latents, timestep, prompt), atol=2e-6, rtol=0)
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import small_open_sora_plan
-from paradit.attention.local_attention import sdpa
 from paradit.attention.patterns import Pattern
 from paradit.models.open_sora_plan.module import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
 from paradit.models.open_sora_plan.transformer import OpenSoraPlanTransformer
 from seam_inputs import grid_of
 from tiny import forward
+from token_shares import forward_in_shares
 
 # Tokens: 24, 75, 6 and 175; not multiples of 16, so that groups are of different sizes.
 SHAPES = [(1, 2, 4, 12), (2, 3, 10, 10), (1, 1, 4, 6), (1, 5, 10, 14)]
@@ -120,16 +120,9 @@ def test_sharded_tokens_give_the_same_video(cuts: Any) -> None:
     cut = OpenSoraPlanTransformer(model)
     latents, timestep, prompt = small_open_sora_plan.inputs(model, SHAPES[0], lengths=(5,))
     tokens = cut.embed(latents, timestep, cut.context(*prompt), cut.layout(grid_of(latents)))
-    shares = [tokens.shard(a, b) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
-    for block in cut.blocks:
-        values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
-        turned = [share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)]
-        rotated = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [sdpa(query, torch.cat(turned, 1), torch.cat(values, 1)) for query in rotated]
-        shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
-    heads = torch.cat([cut.head(share) for share in shares], dim=1)
     expected = seam(model, latents, timestep, prompt)
-    torch.testing.assert_close(cut.unpatchify(heads, tokens.layout), expected, atol=2e-6, rtol=0)
+    result = cut.unpatchify(forward_in_shares(cut, tokens, cuts), tokens.layout)
+    torch.testing.assert_close(result, expected, atol=2e-6, rtol=0)
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from allocated import allocated_peak
-from paradit.attention.local_attention import sdpa
 from paradit.models.wan.transformer import WanTransformer
 from seam_inputs import grid_of, wan_inputs
 from tiny import VARIANTS, forward, in_bf16, transformer
+from token_shares import forward_in_shares
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6)]
 """Shapes of latents: (batch, frames, height, width)."""
@@ -158,10 +158,6 @@ def test_prompts_share_one_embedding() -> None:
     assert torch.equal(prediction, own(model, latents, timestep, second))
 
 
-def by_rank(tokens: Any, cuts: Any) -> Any:
-    return [tokens.shard(start, stop) for start, stop in zip([0, *cuts], [*cuts, None], strict=True)]
-
-
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("cuts", [[3], [1, 1, 8], [12]])
 @torch.no_grad()
@@ -172,15 +168,7 @@ def test_sharded_tokens_give_the_same_video(per_token: bool, cuts: Any) -> None:
     latents, text = wan_inputs(model, (1, 2, 4, 6))
     timestep = 1000 * torch.rand(1, 12) if per_token else torch.tensor([711])
     tokens = wan.embed(latents, timestep, wan.context(text), wan.layout((2, 4, 6)))
-    shares = by_rank(tokens, cuts)
-    for block in wan.blocks:
-        values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
-        all_keys = [share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)]
-        rotated = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [sdpa(query, torch.cat(all_keys, 1), torch.cat(values, 1)) for query in rotated]
-        shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
-    heads = torch.cat([wan.head(share) for share in shares], dim=1)
-    result = wan.unpatchify(heads, tokens.layout)
+    result = wan.unpatchify(forward_in_shares(wan, tokens, cuts), tokens.layout)
     torch.testing.assert_close(result, own(model, latents, timestep, text), atol=1e-5, rtol=1e-5)
 
 

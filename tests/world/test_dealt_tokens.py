@@ -1,8 +1,8 @@
 """Transformers with sparse layers, whose tokens are dealt to ranks by group."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,94 +10,58 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_in_memory import chunked, run_together, world
+from made_up import DEPTH, made_up, projected, random_tokens, random_weights
 from paradit.attention.base import Layout, Projection, Site, Wait
 from paradit.attention.dealt import DealtByGroup
 from paradit.attention.local_attention import local, sdpa
 from paradit.attention.patterns import Pattern
 from paradit.attention.registry import Choice
-from paradit.attention.rope import Rope, grid_positions
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.models.open_sora_plan.transformer import OpenSoraPlanTransformer
-from paradit.models.protocol import Block, SplitTransformer, Tokens, of_any_family
+from paradit.models.protocol import Block, Tokens, of_any_family
 from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.parallel.run_blocks import run, through_blocks, through_dealt_blocks
 from paradit.parallel.sequence_parallel import SequenceParallel
 from paradit.testing import run_world
 from small_open_sora_plan import inputs, transformer
 
-HEADS, DEPTH = 16, 16
-WIDTH = HEADS * DEPTH
+HEADS = 16
 SKIPPED, RUNS = Pattern(groups=4), Pattern(groups=4, run=4)
 TOKENS = 256
 PATTERNS = (None, SKIPPED, RUNS, SKIPPED, RUNS, None)
 """Patterns of the layers: full attention at both ends, and sparse attention between them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plain(Tokens):
-    """Tokens with hidden states and nothing else."""
-
-    @property
-    def changing(self) -> tuple[Tensor]:
-        return (self.hidden_states,)
-
-    def shard(self, start: int, stop: int) -> Self:
-        return replace(
-            self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
-        )
-
-
-class Attending(Block[Plain]):
+class Attending(Block[Tokens]):
     """Transformer block that only attends, with random projections."""
 
     def __init__(self, layer: int, pattern: Pattern | None) -> None:
         self.site = Site(layer, pattern=pattern)
-        generator = torch.Generator().manual_seed(layer)
-        self.weights = torch.randn(3, WIDTH, WIDTH, generator=generator) / WIDTH**0.5
+        self.weights = random_weights(layer, 3, HEADS)
 
-    def project(self, tokens: Plain) -> Projection:
-        # Computed row by row, because a matrix product may round differently for other numbers of rows.
-        for weight in self.weights:
-            yield (tokens.hidden_states[..., None, :] * weight).sum(-1).unflatten(2, (HEADS, DEPTH))
+    def project(self, tokens: Tokens) -> Projection:
+        return projected(tokens.hidden_states, self.weights)
 
-    def finish(self, tokens: Plain, attended: Tensor) -> Plain:
+    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
         return replace(tokens, hidden_states=tokens.hidden_states + attended.flatten(2))
 
 
 class Idle(Attending):
     """Transformer block that only attends, with its hidden states as queries, keys and values."""
 
-    def project(self, tokens: Plain) -> Projection:
+    def project(self, tokens: Tokens) -> Projection:
         for _ in self.weights:
             yield tokens.hidden_states.unflatten(2, (HEADS, DEPTH))
 
 
-class MadeUp(SplitTransformer[Plain, Any, Layout]):
-    """Transformer with only the parts that a forward needs."""
-
-    num_heads = HEADS
-    blocks: Sequence[Attending] = [Attending(*layer) for layer in enumerate(PATTERNS)]
-
-    def head(self, tokens: Plain) -> Tensor:
-        return tokens.hidden_states
+def sparse() -> Any:
+    return made_up(HEADS, [Attending(*layer) for layer in enumerate(PATTERNS)])
 
 
-MadeUp.__abstractmethods__ = frozenset()
-
-
-def made_up() -> Any:
-    return MadeUp()  # type: ignore[abstract]  # its forward needs no more
-
-
-def tokens(number: int) -> Plain:
-    angles = torch.linspace(0, 3, number)[None, :, None, None].expand(1, number, 1, DEPTH).contiguous()
-    sin = angles.sin()
-    sin[..., 0::2].neg_()
-    rope = Rope(positions=grid_positions((number, 1, 1)), cos=angles.cos(), sin=sin)
-    hidden_states = torch.randn(2, number, WIDTH, generator=torch.Generator().manual_seed(9))
-    return Plain(hidden_states=hidden_states, layout=Layout(rope=rope))
+def tokens(number: int) -> Tokens:
+    return random_tokens(number, HEADS, batch=2)
 
 
 def masked(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
@@ -114,7 +78,7 @@ def masked(site: Site, projection: Projection, layout: Layout) -> Generator[Wait
 
 
 def expected(number: int) -> Tensor:
-    return run(through_blocks(MadeUp.blocks, tokens(number), masked)).hidden_states
+    return run(through_blocks(sparse().blocks, tokens(number), masked)).hidden_states
 
 
 def sent(transport: Any) -> int:
@@ -129,13 +93,13 @@ def test_on_ranks_in_memory(num_ranks: int, number: int) -> None:
     deals = []
     for transport in world(num_ranks):
         dealt = DealtByGroup(shares, transport, sdpa)
-        deals.append(dealt.by_layer(made_up().sites, torch.device("cpu")))
-        works.append(through_dealt_blocks(MadeUp.blocks, tokens(number), deals[-1]))
+        deals.append(dealt.by_layer(sparse().sites, torch.device("cpu")))
+        works.append(through_dealt_blocks(sparse().blocks, tokens(number), deals[-1]))
     found = torch.full_like(tokens(number).hidden_states, torch.nan)
     done: list[Any] = run_together(works)
     for rank, deal in enumerate(deals):
         found[:, deal[-1].held] = done[rank].hidden_states
-    assert torch.equal(found, run(through_blocks(MadeUp.blocks, tokens(number), local())).hidden_states)
+    assert torch.equal(found, run(through_blocks(sparse().blocks, tokens(number), local())).hidden_states)
     torch.testing.assert_close(found, expected(number), rtol=1e-5, atol=1e-5)
 
 

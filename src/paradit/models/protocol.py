@@ -33,7 +33,7 @@ class Context(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(ABC):
+class Tokens:
     """Tokens of a video on their way through the transformer blocks, with all else that a block reads."""
 
     hidden_states: Tensor
@@ -41,13 +41,17 @@ class Tokens(ABC):
     layout: Layout
 
     @property
-    @abstractmethod
     def changing(self) -> tuple[Tensor, ...]:
         """Tensors that transformer blocks change, which a rank sends on to the rank with the next layers."""
+        return (self.hidden_states,)
 
-    @abstractmethod
     def shard(self, start: int, stop: int) -> Self:
-        """Return only tokens `start` to `stop` (excluded) of the video."""
+        """Return only tokens `start` to `stop` (excluded) of the video, for a rank that holds just these.
+
+        A family overrides this if its tokens have more fields with a row per token.
+        """
+        hidden_states = self.hidden_states[:, start:stop]
+        return replace(self, hidden_states=hidden_states, layout=self.layout.shard(start, stop))
 
     def dealt(self, hidden_states: Tensor, held: Tensor) -> Self:
         """Return these tokens of the whole video as a rank holds them that holds some of them, in any order.

@@ -226,10 +226,6 @@ class _StillRope(Rope):
 class RehearsedTokens(Tokens):
     """Tokens of a simulated forward, which have shapes but no data."""
 
-    @property
-    def changing(self) -> tuple[Tensor, ...]:
-        return (self.hidden_states,)
-
     def shard(self, start: int, stop: int) -> Self:  # noqa: ARG002
         return self
 

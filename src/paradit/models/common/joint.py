@@ -86,13 +86,6 @@ class JointTokens(Tokens):
     def changing(self) -> tuple[Tensor, Tensor]:
         return self.hidden_states, self.encoder_hidden_states
 
-    def shard(self, start: int, stop: int | None) -> Self:
-        """Return tokens `start` to `stop` (excluded) of the video, with all of the text's tokens."""
-        start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
-        return replace(
-            self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
-        )
-
 
 J = TypeVar("J", bound=JointContext)
 

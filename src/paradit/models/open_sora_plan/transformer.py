@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -62,19 +61,6 @@ class OpenSoraPlanTokens(Tokens):
     """Embedded timesteps [B, width], for the head."""
     rows: Tensor
     """Shifts, scales and gates for the transformer blocks, [B, 6, width]."""
-
-    @property
-    def changing(self) -> tuple[Tensor]:
-        return (self.hidden_states,)
-
-    def shard(self, start: int, stop: int) -> Self:
-        """Return only tokens `start` to `stop` (excluded), for a rank that holds just these.
-
-        The layout's grid stays the whole video's.
-        """
-        return replace(
-            self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
-        )
 
 
 class OpenSoraPlanBlock(Block[OpenSoraPlanTokens]):

@@ -66,21 +66,8 @@ class WanTokens(Tokens):
     modulation: Modulation
     context: WanContext
 
-    @property
-    def changing(self) -> tuple[Tensor]:
-        return (self.hidden_states,)
-
     def shard(self, start: int, stop: int) -> Self:
-        """Return only tokens `start` to `stop` (excluded), for a rank that holds just these.
-
-        The layout's grid stays the whole video's.
-        """
-        return replace(
-            self,
-            hidden_states=self.hidden_states[:, start:stop],
-            modulation=self.modulation.shard(start, stop),
-            layout=self.layout.shard(start, stop),
-        )
+        return replace(super().shard(start, stop), modulation=self.modulation.shard(start, stop))
 
 
 class WanBlock(Block[WanTokens]):
