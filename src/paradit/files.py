@@ -33,7 +33,9 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
     option: name of the option that gave the file name, for error messages. Raises InputError if no file can
     have this name.
     """
-    if isinstance(path, str) and path == "-":
+    if isinstance(path, str) and not path.strip():
+        raise InputError(f"{option} is empty ({path!r}): give a name, or leave it out")
+    if path == "-":
         raise InputError(f"{option} '-' would be a stream: name a file, or use ./- for a file of that name")
     try:
         found = Path(os.path.expanduser(path))  # noqa: PTH111 (does not raise if there is no such home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+from dataclasses import MISSING
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ import paradit
 from paradit.cli.commands.command import Entry
 from paradit.cli.commands.trace_options import SUMMARY
 from paradit.cli.main import COMMANDS, app
+from paradit.config.errors import InputError
 from paths import ROOT
 
 PACKAGE = Path(paradit.__file__).parent
@@ -79,6 +81,61 @@ def test_a_wrong_option_is_answered_by_the_one_that_is_meant(wrong: str, meant: 
     with pytest.raises(typer.TyperException) as caught:
         app(["generate", "a", wrong, "3"], standalone_mode=False)
     assert caught.value.format_message() == f"No such option: {wrong} (Possible options: {meant})"
+
+
+FILES = [
+    (command, name)
+    for command, entry in ENTRIES.items()
+    for name, field in entry.fields().items()
+    if field.kind is Path or name == "output"
+]
+
+
+def given(command: str, name: str, value: str) -> list[str]:
+    """Return a command line with this value for one option, and any value for each that must be given."""
+    words = command.split()
+    for other, field in ENTRIES[command].fields().items():
+        flag = [] if field.option.argument else [f"--{other.replace('_', '-')}"]
+        if other == name or field.default is MISSING:
+            words += [*flag, value if other == name else "x"]
+    return words
+
+
+@pytest.mark.parametrize(("command", "name"), FILES)
+def test_names_that_no_file_should_have(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value, said in {"-": "'-' would be a stream", "": "is empty", " ": "is empty"}.items():
+        with pytest.raises(InputError) as caught:
+            app(given(command, name, value), standalone_mode=False)
+        assert str(caught.value).startswith(f"{name} {said}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_may_have_the_name_of_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="checkpoint '-' does not exist"):
+        app(["convert", "./-", "-o", "a"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "x", "-o", "--transformer", "y"],
+        ["generate", "a", "-o", "--overwrite"],
+        ["generate", "a", "--negative-prompt", "-o"],
+        ["decode", "x", "-o", "--help"],
+        ["generate", "a", "--lora", "--no-metadata"],
+    ],
+)
+def test_an_option_without_its_value(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="needs a value, but the next word is the option -"):
+        app(words, standalone_mode=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_word_means_one_option() -> None:

@@ -58,7 +58,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         ({"prompt": "a", "width": "wide"}, "width must be a whole number, got 'wide' (str)"),
         ({"prompt": "a", "width": 17}, "size must be multiples of 16 pixels"),
         ({"prompt": "a", "image": 5}, "image must be a text, got 5 (int)"),
-        ({"prompt": "a", "image": ""}, "image is empty: name a file"),
+        ({"prompt": "a", "image": ""}, "image is empty (''): give a name"),
         ({"prompt": "a", "preset": ""}, "preset must be one of shapes-4"),
         ({"prompt": "a", "strength": 0.5}, "strength needs video"),
         ({"prompt": "a", "prompts_at": [["x", 1]]}, "prompts_at must be"),

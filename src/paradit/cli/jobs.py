@@ -158,10 +158,6 @@ def _is_numbered(options: GenerateOptions) -> bool:
 
 def _output(options: GenerateOptions, request: ResolvedRequest, number: str) -> str:
     output = options.output
-    if output == "":
-        raise InputError("output '' is empty: name a file, or leave the option out")
-    if output is not None:
-        named("output", output)
     name = f"{slug(request.prompt)}-seed{request.seed}.mp4"
     if not number:
         return output if output is not None else name

@@ -27,8 +27,6 @@ def input_file(name: str, path: str) -> Path:
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:", path):
         raise InputError(f"{name} {shown(path)} is a URL: download it first, and name the file")
-    if not path:
-        raise InputError(f"{name} is empty: name a file")
     found = named(name, path).absolute()
     try:
         if found.is_dir():

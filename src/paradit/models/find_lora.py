@@ -159,8 +159,6 @@ def _check_expert(file: str, expert: Expert | None, spec: ModelSpec) -> None:
 
 def _file(file: str) -> Path | None:
     """Return the absolute path of a LoRA file; None if it is on the hub only. Raises InputError."""
-    if not file.strip():
-        raise InputError(f"lora is empty ({file!r}): give a safetensors file")
     path = named("lora", file)
     if path.suffix.lower() in PICKLES:
         raise InputError(not_safetensors(file))

@@ -6,9 +6,10 @@ import difflib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from inspect import Parameter, Signature
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Optional, cast
 
@@ -17,6 +18,7 @@ from typer import TyperException
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
+from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared, former_names, warn_renamed
 from paradit.config.plugins import imported, plugins
 from paradit.config.values import NONE, Values
@@ -115,6 +117,9 @@ class Entry:
 def _parameter(field: Declared) -> Parameter:
     option, name = field.option, field.name.replace("_", "-")
     required, metavar = field.default is MISSING, option.metavar or None
+    hint = field.hint
+    if field.kind is Path:  # `Command` makes the path, because "-" and "./-" are one path, but two names
+        hint = str if hint is Path else Optional[str]  # noqa: UP045 (not said)
     info: ArgumentInfo | OptionInfo
     if option.argument:
         info = typer.Argument(help=option.help_text, metavar=metavar, show_default=not required)
@@ -126,7 +131,7 @@ def _parameter(field: Declared) -> Parameter:
         field.name,
         Parameter.KEYWORD_ONLY,
         default=Parameter.empty if required else field.default,
-        annotation=Annotated[field.hint, info],
+        annotation=Annotated[hint, info],
     )
 
 
@@ -137,8 +142,10 @@ class Command(TyperCommand):
     """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        fields, args = self._entry().fields(), _with_new_names(args, self._entry().renamed())
+        _check_values(fields.values(), args)
         try:
-            rest = super().parse_args(ctx, _with_new_names(args, self._entry().renamed()))
+            rest = super().parse_args(ctx, args)
         except TyperException as error:
             if "possibilities" in vars(error):  # there is no such option
                 vars(error)["possibilities"] = _nearest(vars(error)["option_name"], self._entry().meant())
@@ -148,15 +155,33 @@ class Command(TyperCommand):
                 )
             raise
         for name, value in ctx.params.items():
-            if isinstance(value, Path):
+            if name in fields and fields[name].kind is Path and isinstance(value, str):
                 ctx.params[name] = named(name, value)
             elif name in NAMES and isinstance(value, str):
                 ctx.params[name] = os.path.expanduser(value)  # noqa: PTH111 (never raises)
+                if name == "output":  # other names may be words, too, such as a hub id
+                    named(name, value)
         return rest
 
     def _entry(self) -> Entry:
         entry: Entry = inspect.unwrap(self.callback).entry  # type: ignore[arg-type]
         return entry
+
+
+def _check_values(fields: Iterable[Declared], args: list[str]) -> None:
+    """Refuse a command line in which an option's flag follows another one that needs a value.
+
+    fields: declarations of the command's options. Raises InputError.
+    """
+    needy, flags = set(), {"--help"}
+    for field in fields:
+        if not field.option.argument:
+            own = {f"--{field.name.replace('_', '-')}", *filter(None, [field.option.short])}
+            flags |= own
+            needy |= own if field.kind is not bool else set()
+    for flag, value in pairwise(takewhile(lambda arg: arg != "--", args)):
+        if flag in needy and value in flags:
+            raise InputError(f"option {flag} needs a value, but the next word is the option {value}")
 
 
 def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
