@@ -1,6 +1,7 @@
 """Pictures and videos that a request gives: reading, fitting, and what is refused."""
 
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,48 @@ def test_kinds_of_pictures(tmp_path: Path, mode: str, suffix: str, expected: tup
     assert pixels.shape == (16, 16, 3) and pixels.dtype == np.uint8
     if expected:
         assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("bits", "photometric", "level"), [(16, 1, 102), (12, 1, 102), (16, 0, 153)])
+def test_grey_tiff_files(bits: int, photometric: int, level: int, tmp_path: Path) -> None:
+    """The pixels, of which all bytes are equal, are the same with 12 and with 16 bits."""
+    Image.fromarray(np.full((16, 16), 0x6666, np.uint16)).save(tmp_path / "a.tiff")
+    content = (tmp_path / "a.tiff").read_bytes()
+    for tag, before, after in ((258, 16, bits), (262, 1, photometric)):
+        entry = struct.pack("<HHIH", tag, 3, 1, before)
+        assert content.count(entry) == 1
+        content = content.replace(entry, struct.pack("<HHIH", tag, 3, 1, after))
+    (tmp_path / "a.tiff").write_bytes(content)
+    assert (fitted_picture(tmp_path / "a.tiff", 16, 16, "cover") == level).all()
+
+
+def test_grey_of_16_bits_with_a_transparent_value(tmp_path: Path) -> None:
+    values = np.full((16, 16), 200 * 257, np.uint16)
+    values[:, 8:] = 100 * 257
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=200 * 257)
+    pixels = fitted_picture(tmp_path / "a.png", 16, 16, "cover")
+    assert not pixels[:, :8].any() and (pixels[:, 8:] == 100).all()
+
+
+def test_grey_of_16_bits_in_a_pgm_file(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 4095\n" + np.full(256, 1606, ">u2").tobytes())
+    assert (fitted_picture(tmp_path / "a.pgm", 16, 16, "cover") == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("I", "has grey values with 32 bits or a sign, which are not supported"),
+        ("F", "has floating-point values, which are not supported"),
+        ("LAB", "has CIELAB colours, which are not supported"),
+    ],
+)
+def test_values_that_are_not_supported(mode: str, said: str, tmp_path: Path) -> None:
+    Image.new(mode, (16, 16)).save(tmp_path / "a.tiff")
+    for picture in (tmp_path / "a.tiff", Image.new(mode, (16, 16))):
+        with pytest.raises(InputError) as refused, as_files(Request(prompt="a", image=picture)) as asked:
+            resolve(asked, I2V)
+        assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "mkv", "mov"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -72,7 +73,34 @@ def _what_instead(path: Path) -> str:
         return "is an HEIC picture, which is not supported: save it as JPEG or PNG"
     if is_video(path):
         return "is a video: give it as video, or save one of its frames as a picture"
+    if start[:4] in (b"II*\0", b"MM\0*"):
+        return "is a TIFF file that is broken, or has values of another kind: save it as RGB with 8 bits"
     return "is not a picture in a known format: save it as PNG or JPEG"
+
+
+UNSUPPORTED = {
+    "F": "floating-point values",
+    "I": "grey values with 32 bits or a sign",
+    "LAB": "CIELAB colours",
+}
+"""Pillow's modes that are refused: those with a range that is not known, and one that cannot be converted."""
+_BITS, _PHOTOMETRIC = 258, 262
+"""Numbers of TIFF tags: bits of a value, and what the values mean; 0: they rise from white to black."""
+
+
+def _grey_of_8_bits(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Return a picture in grey with 16 bits as one with 8 bits; Pillow would cut its values off at 255.
+
+    tags: the tags of a TIFF file, which may hold fewer bits, or a negative; Pillow does not apply either.
+    """
+    grey, most = np.asarray(picture).astype(np.int64), 2 ** tags.get(_BITS, (16,))[0] - 1
+    there = grey != picture.info.get("transparency")
+    if tags.get(_PHOTOMETRIC) == 0:
+        grey = most - grey
+    made = Image.fromarray(((grey * 255 + most // 2) // most).clip(0, 255).astype(np.uint8))
+    if not there.all():
+        made.putalpha(Image.fromarray(np.where(there, 255, 0).astype(np.uint8)))
+    return made
 
 
 def upright_rgb(said: str, picture: Image.Image) -> Image.Image:
@@ -84,12 +112,12 @@ def upright_rgb(said: str, picture: Image.Image) -> Image.Image:
     with quiet():
         picture.load()
         upright = ImageOps.exif_transpose(picture)
-    if upright.mode in ("F", "LAB"):  # a range that is not known, and colours that Pillow cannot convert
-        kind = {"F": "floating-point values", "LAB": "CIELAB colours"}[upright.mode]
+    of_16_bits = upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format == "PPM")
+    if upright.mode in UNSUPPORTED and not of_16_bits:
+        kind = UNSUPPORTED[upright.mode]
         raise InputError(f"{said} has {kind}, which are not supported: save it as RGB with 8 bits")
-    if upright.mode.startswith("I"):  # grey with 16 bits, which Pillow would cut off at 255
-        grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
-        upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if of_16_bits:
+        upright = _grey_of_8_bits(upright, getattr(picture, "tag_v2", {}))
     if upright.has_transparency_data:
         over = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
