@@ -213,6 +213,10 @@ NAME = "module.encoder.conv_out.conv.bias"
         (lambda ema: ema.update({NAME: torch.ones(16).int()}), "bias must be .. got [16] of int32"),
         (lambda ema: ema.update({NAME: torch.ones(16, device="meta")}), "conv.bias has no values"),
         (lambda ema: ema.update({NAME: torch.ones(16).to_sparse()}), "bias must be a tensor"),
+        (
+            lambda ema: ema.update({NAME: torch.tensor([torch.nan, torch.inf, *[1.0] * 14])}),
+            "merged.ckpt' is damaged: encoder.conv_out.conv.bias has 2 of 16 values that are not finite",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(checkpoint: Path, change: Callable[[Any], Any], message: str) -> None:
@@ -221,6 +225,33 @@ def test_weights_that_do_not_fit(checkpoint: Path, change: Callable[[Any], Any],
         return stored
 
     rewritten(checkpoint / "vae" / "merged.ckpt", changed)
+    refused(checkpoint, message)
+
+
+ONE = "transformer_blocks.0.attn1.to_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: tensors[ONE][0].fill_(torch.nan),
+            f"safetensors' is damaged: {ONE} has 48 of 2,304 values that are not finite",
+        ),
+        (
+            lambda tensors: tensors.update({"other": tensors.pop(ONE)}),
+            f"{TRANSFORMER}' has no tensor {ONE}, which its configuration calls for",
+        ),
+        (
+            lambda tensors: tensors.update({ONE: tensors[ONE].reshape(24, 96)}),
+            f"{TRANSFORMER}': {ONE} must be a tensor [48, 48] .. got [24, 96]",
+        ),
+    ],
+)
+def test_a_transformer_that_is_wrong(checkpoint: Path, change: Callable[[Any], Any], message: str) -> None:
+    tensors = load_file(checkpoint / WEIGHTS)
+    change(tensors)
+    save_file(tensors, checkpoint / WEIGHTS)
     refused(checkpoint, message)
 
 
@@ -339,7 +370,7 @@ def test_written_files_are_those_of_safetensors(tmp_path: Path) -> None:
         "e": torch.empty(0, 3).half(),
     }
     told = []
-    write_tensors(tmp_path / "ours", tensors, lambda done, total: told.append((done, total)))
+    write_tensors(tmp_path / "ours", tensors, Path("theirs"), lambda *one: told.append(one))
     assert equal(load_file(tmp_path / "ours"), tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
     assert (tmp_path / "ours").stat().st_size <= (tmp_path / "theirs").stat().st_size + 64

@@ -17,6 +17,7 @@ from paradit.distributed.world import World
 from paradit.engine.fixed_list import make_videos
 from paradit.models.spec import read_spec
 from paradit.pipeline import load
+from paradit.progress import Progress
 from paradit.stages.decode import decode
 from paradit.testing import run_world
 from tiny import decoded, latents_of, save_folder, save_hunyuan_folder
@@ -49,6 +50,25 @@ def decoded_together(
         told.said.append(str(error))
         found = None
     return found, told.said
+
+
+def decoded_nan(world: World, folder: Path) -> str:
+    """Decode latents that are NaN in their last frame, and return the error."""
+    model = load(read_spec(folder), "fp32", stages=("decode",))
+    latents = latents_of(model, 3, 18, 16)
+    latents[:, :, 2] = torch.nan
+    try:
+        decode(model, latents, 64, Progress(), list, world=world)
+    except FloatingPointError as error:
+        return str(error)
+    return ""
+
+
+def test_frames_that_are_not_finite_end_the_decode_on_all_ranks(tmp_path: Path) -> None:
+    assert run_world(decoded_nan, 2, save_folder("wan21", tmp_path)) == [
+        "the decoded frames are not finite",
+        "",
+    ]
 
 
 class Failing:

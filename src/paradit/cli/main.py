@@ -90,7 +90,9 @@ one of several ranks. Other commands run as a single process in any case."""
 
 SYSTEMS = ("linux", "darwin")
 """Beginnings of the names in `sys.platform` of the operating systems on which ParaDiT runs."""
-EXPECTED = (InputError, OutOfMemory, typer.TyperException, RankError, Interrupted, Stopped)
+EXPECTED = (
+    InputError, OutOfMemory, FloatingPointError, typer.TyperException, RankError, Interrupted, Stopped,
+)  # fmt: skip
 """Exceptions that end a command with a short message instead of a traceback."""
 
 
@@ -132,7 +134,7 @@ def told(error: BaseException) -> int:
         stopped = error if isinstance(error, Stopped) else Stopped(stop.signum)
         return _end(stopped.message, stopped.exit_code)
     message = error.format_message() if isinstance(error, typer.TyperException) else error
-    return _end(f"error: {message}", 1 if isinstance(error, OutOfMemory) else 2)
+    return _end(f"error: {message}", 1 if isinstance(error, OutOfMemory | FloatingPointError) else 2)
 
 
 def _end(message: str, code: int) -> int:

@@ -11,6 +11,7 @@ from paradit.device_memory import peak_memory_bytes
 from paradit.engine.events import Finished
 from paradit.engine.job import Job
 from paradit.engine.output import write_output
+from paradit.models.common.tensor_files import check_finite
 from paradit.models.spec import ModelSpec
 from paradit.pipeline import load
 from paradit.progress import Progress
@@ -26,12 +27,15 @@ def decode_saved(
     overwrite: bool,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Decode the latents in a safetensors file, and write the job's video; the file was checked before.
+    """Decode the latents in a safetensors file, and write the job's video; its header was checked before.
 
-    about: record of what the latents were made from, for the video's metadata; None: no metadata.
+    about: record of what the latents were made from, for the video's metadata; None: no metadata. Raises
+    InputError if latents are not finite, and FloatingPointError if decoded frames are not.
     """
+    tensor = load_file(latents)["latents"]
+    check_finite(repr(str(latents)), "latents", tensor)
     model = load(spec, job.request.dtype, report, stages=("decode",))
-    tensor = load_file(latents)["latents"].to(model.device)
+    tensor = tensor.to(model.device)
     decode(
         model,
         tensor,

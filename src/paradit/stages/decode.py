@@ -43,8 +43,9 @@ def decode(
 
     If memory runs out, decoding starts again with smaller tiles: `progress` is warned, and `consume` is
     called again. Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a
-    stream (`LatentBlocks`), which cannot be read twice. An OSError or `Undecoded` that `consume` raises ends
-    decoding on all ranks, but only the first rank raises it.
+    stream (`LatentBlocks`), which cannot be read twice. An OSError or `Undecoded` that `consume` raises, and
+    the FloatingPointError that is raised for frames with NaN, end decoding on all ranks, but only the first
+    rank raises them.
     """
     park = False
     while True:
@@ -84,7 +85,9 @@ def _attempted(
         return ended.args[0], None
     except Exception as error:
         if not ran_out(error):
-            if isinstance(error, OSError | Undecoded):  # the other ranks end this decode, too
+            if isinstance(
+                error, OSError | Undecoded | FloatingPointError
+            ):  # the other ranks end this decode, too
                 agreement.report(FAILED)
             raise
         return agreement.report(NO_MEMORY), None

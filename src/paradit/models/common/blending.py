@@ -45,9 +45,14 @@ def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
 
 
 def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
-    """Convert a decoder's output [1, 3, f, H, W] to uint8 frames [f, H, W, 3], as diffusers' pipelines do."""
+    """Convert a decoder's output [1, 3, f, H, W] to uint8 frames [f, H, W, 3], as diffusers' pipelines do.
+
+    Raises FloatingPointError for NaN, which would become black.
+    """
     video = processor.postprocess_video(samples, output_type="np")
     assert isinstance(video, np.ndarray)
+    if np.isnan(video).any():
+        raise FloatingPointError("the decoded frames are not finite")
     frames: Frames = (video[0] * 255).round().astype("uint8")
     return frames
 

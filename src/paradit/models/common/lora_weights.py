@@ -23,6 +23,7 @@ from torch.nn.functional import conv3d
 
 from paradit.config.errors import InputError
 from paradit.config.plugins import imported
+from paradit.models.common.tensor_files import check_finite
 from paradit.models.folder_json import read_header
 from paradit.models.lora import AdapterSettings, Lora, layer_of, read_settings
 from paradit.models.registry import family
@@ -92,11 +93,7 @@ class LoraWeights:
     def _check_values(self) -> None:
         with safe_open(self._lora.path, framework="pt") as stored:
             for key in self._shapes:
-                values = stored.get_tensor(key)
-                if not (values.float() if values.itemsize == 1 else values).isfinite().all():
-                    raise InputError(
-                        f"lora {self._lora.file!r} is damaged: {key} has values that are not finite numbers"
-                    )
+                check_finite(f"lora {self._lora.file!r}", key, stored.get_tensor(key))
 
     def _scaling(self, module: str) -> float:
         """Return the factor of a module's part, computed as peft does: scale x alpha / rank."""

@@ -1,6 +1,7 @@
 """Files of tensors: reads those that torch.save wrote without running code in them, and writes safetensors.
 
-Both work tensor by tensor as far as the formats allow, so that files may be larger than memory.
+Both work tensor by tensor as far as the formats allow, so that files may be larger than memory. Values that
+are not finite are refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from paradit.config.errors import InputError
@@ -84,8 +86,34 @@ def chosen(stored: object, shapes: Mapping[str, tuple[int, ...]], path: Path) ->
     return found
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Told) -> None:
-    """Write a safetensors file, one tensor at a time. Raises OSError."""
+def check_finite(said: str, name: str, tensor: Tensor) -> None:
+    """Raise InputError for a tensor with values that are NaN or infinite, which a damaged file has.
+
+    said: what the message calls the file. name: the tensor's name in it.
+    """
+    count = 0
+    for part in torch.split(tensor.detach().flatten(), BLOCK):
+        values = part.float() if part.itemsize == 1 else part  # torch has no `isfinite` for fp8
+        count += int((~values.isfinite()).sum())
+    if count:
+        of_all = (
+            f"{count:,} of {tensor.numel():,} values that are" if tensor.numel() > 1 else "a value that is"
+        )
+        raise InputError(f"{said} is damaged: {name} has {of_all} not finite (NaN or infinity)")
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError for a safetensors file with values that are NaN or infinite."""
+    with safe_open(path, framework="pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 (it is no mapping)
+            check_finite(repr(str(path)), name, stored.get_tensor(name))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], source: Path, told: Told) -> None:
+    """Write a safetensors file, one tensor at a time. Raises OSError, and InputError as `check_finite` does.
+
+    source: the file that the tensors come from, for error messages.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -97,7 +125,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Told) -> None
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         done = 0
-        for tensor in tensors.values():
+        for name, tensor in tensors.items():
+            check_finite(repr(str(source)), name, tensor)
             values = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
             for start in range(0, len(values), BLOCK):
                 file.write(values[start : start + BLOCK].data)

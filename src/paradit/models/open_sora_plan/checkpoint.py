@@ -60,25 +60,30 @@ class OpenSoraPlanCheckpoint:
 
     def write(self, folder: Path, told: Told) -> None:
         """Fill an empty folder with the converted model. Raises InputError and OSError."""
-        from paradit.models.common.tensor_files import copy_file, write_tensors
+        from paradit.models.common.class_weights import check_stored
+        from paradit.models.common.tensor_files import check_file, copy_file, write_tensors
         from paradit.models.open_sora_plan.published_weights import text_encoder_weights, vae_weights
 
         config = read_json(self.text_encoder / CONFIG)
+        check_stored(self.transformer)
         # Before anything large is written: these files may turn out to be unsafe or broken.
+        vae, text_encoder = self.vae / VAE_FILE, self.text_encoder / TEXT_FILE
         weights = {
-            "vae/diffusion_pytorch_model.safetensors": vae_weights(self.vae / VAE_FILE, self.vae_config),
-            "text_encoder/model.safetensors": text_encoder_weights(self.text_encoder / TEXT_FILE, config),
+            "vae/diffusion_pytorch_model.safetensors": (vae, vae_weights(vae, self.vae_config)),
+            "text_encoder/model.safetensors": (text_encoder, text_encoder_weights(text_encoder, config)),
         }
         for part in COMPONENTS:
             (folder / part).mkdir()
         _write(folder / "vae" / CONFIG, self.vae_config)
         _write(folder / "text_encoder" / CONFIG, {**config, "architectures": ["MT5EncoderModel"]})
         self._write_tokenizer(folder / "tokenizer")
-        for name, tensors in weights.items():
-            write_tensors(folder / name, tensors, partial(told, name))
+        for name, (source, tensors) in weights.items():
+            write_tensors(folder / name, tensors, source, partial(told, name))
         for name in (CONFIG, *_weights(self.transformer, index=True)):
             target = f"transformer/{name}"
             copy_file(self.transformer / name, folder / target, partial(told, target))
+            if name.endswith(".safetensors"):
+                check_file(self.transformer / name)
         _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
         index = {part: list(names) for part, names in COMPONENTS.items()}
         index["transformer"][1] = read_json(self.transformer / CONFIG)["_class_name"]
