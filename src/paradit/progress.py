@@ -44,6 +44,8 @@ class Stepped(StageEvent):
 
     done: int
     """Number of steps done so far."""
+    resumed: int = 0
+    """Number of these steps that were done before the run was resumed, by an earlier process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class Progress:
         self._job = job
         self.seconds: dict[str, float] = {}
         """Seconds taken by each stage that has ended, by its name; a stage that runs twice adds up."""
+        self._resumed: dict[str, int] = {}
+        """Number of steps of each stage that an earlier process did, by the stage's name."""
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[None]:
@@ -112,6 +116,7 @@ class Progress:
         total: number of steps; 0 if unknown.
         """
         start = time.monotonic()
+        self._resumed[name] = 0
         self.emit(StageStarted(job=self._job, stage=name, total=total))
         # Without `finally`: no end is reported of a stage that raises, and its time does not count.
         yield
@@ -122,7 +127,14 @@ class Progress:
 
     def step(self, name: str, done: int) -> None:
         """Report that `done` steps of stage `name` are done."""
-        self.emit(Stepped(job=self._job, stage=name, done=done))
+        resumed = self._resumed.get(name, 0)
+        self.emit(Stepped(job=self._job, stage=name, done=done, resumed=resumed))
+
+    def resume(self, name: str, done: int) -> None:
+        """Report that an earlier process did `done` steps of stage `name`; nothing is reported of 0 steps."""
+        if done:
+            self._resumed[name] = done
+            self.step(name, done)
 
     def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
         """Emit `QueueMoved`: the state of a long video's queue of frame blocks after a pass over it."""

@@ -183,6 +183,8 @@ def test_latents_that_are_poisoned(model: Path, folder: Path, whole: Path) -> No
     assert resumed.end()[0] == 1
     (failed,) = [told for told in resumed.told if told["event"] == "failed"]
     assert f"the latents are not finite after step {kept.step + 1}" in failed["message"]
+    steps = [(told["done"], told["resumed"]) for told in resumed.told if told["event"] == "step"]
+    assert (kept.step, kept.step) in steps
     sound = [number for number in range(len(PROMPTS)) if number != failed["index"]]
     shutil.rmtree(folder / "paradit-runs", ignore_errors=True)
     same_videos(folder, whole, sound)

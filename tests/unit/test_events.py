@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+from rich.progress import Task, TaskID
 
+from paradit.cli import reporters
 from paradit.cli.reporters import JsonReporter, Reporter, SilentReporter, TerminalReporter
 from paradit.engine.events import EVENTS, Began, Doing, Failed, Log, Missed, Wrote
 from paradit.progress import Event, StageEnded, StageStarted, Stepped
@@ -57,7 +60,34 @@ def test_steps_in_json_have_their_stage_s_total(capsys: pytest.CaptureFixture[st
     report.emit(StageStarted(job=2, stage="denoise", total=9))
     report.emit(Stepped(job=1, stage="denoise", done=3))
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last == {"event": "step", "stage": "denoise", "done": 3, "total": 4}
+    assert last == {"event": "step", "stage": "denoise", "done": 3, "total": 4, "resumed": 0}
+
+
+def test_the_rate_is_that_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(reporters, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    report = Reporter()
+    report.emit(StageStarted(stage="denoise", total=50))
+    for clock.now, done in ((10.0, 40), (20.0, 42)):
+        report.emit(Stepped(stage="denoise", done=done, resumed=40))
+    assert capsys.readouterr().err.splitlines()[1:] == ["denoise: 42/50, 0.1 steps/s, 80.0 s left"]
+
+
+def test_the_rate_of_a_bar_is_that_of_this_process() -> None:
+    task = Task(TaskID(0), "denoise", total=50, completed=42, _get_time=lambda: 20.0, fields={"resumed": 40})
+    task.start_time = 0.0
+    assert reporters._RateColumn().render(task).plain == "20.0 s, 0.1 steps/s, 80.0 s left"
+
+
+def test_a_stage_that_begins_again_has_one_bar() -> None:
+    with TerminalReporter() as report:
+        for total in (3, 5):
+            report.emit(StageStarted(stage="decode", total=total))
+            report.emit(Stepped(stage="decode", done=1))
+        assert report._bars is not None
+        assert [(task.total, task.completed) for task in report._bars.tasks] == [(5, 1)]
 
 
 def test_a_log_keeps_the_newest_progress_and_says_what_is_missed() -> None:

@@ -20,7 +20,7 @@ from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.parallel.predictor import LocalPredictor, Predictor
-from paradit.progress import Progress
+from paradit.progress import Event, Progress, Stepped
 from paradit.sampling import fifo, full_sequence, windowed
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.guidance import guide
@@ -69,6 +69,7 @@ def make(
     predictor: Predictor | None = None,
     state: QueueState | None = None,
     save: Callable[[QueueState], bool] | None = None,
+    progress: Progress | None = None,
 ) -> list[Tensor]:
     noise = noise_for(model, queue)
     return list(
@@ -81,6 +82,7 @@ def make(
             predictor=predictor or LocalPredictor(),
             state=state,
             save=save,
+            progress=progress,
         )
     )
 
@@ -197,8 +199,11 @@ def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_p
 
     whole = make(method, model, queue, save=save)
     for content in islice(states, 2, None, 3):
-        state = QueueState.from_bytes(content)
-        rest = make(method, model, queue, state=state)
+        state, steps = QueueState.from_bytes(content), list[Event]()
+        rest = make(method, model, queue, state=state, progress=Progress(steps.append))
+        counted = [(event.done, event.resumed) for event in steps if isinstance(event, Stepped)]
+        assert queue.num_blocks and counted[-1][0] == queue.num_blocks * queue.num_steps
+        assert {resumed for _, resumed in counted} == {counted[0][0] if state.round else 0}
         done = method.finished(queue, state.round)
         assert len(rest) == len(whole) - done
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:], strict=True))

@@ -24,7 +24,7 @@ from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.parallel.run_blocks import run
-from paradit.progress import Progress
+from paradit.progress import Event, Progress, Stepped
 from paradit.sampling import block_pipeline, full_sequence, pipeline_links
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState
@@ -107,6 +107,8 @@ def pipeline(
     share: LayerShare | None = None,
     state: QueueState | None = None,
     queue: BlockQueue | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> BlockPipeline:
     texts = ["a red circle", "blurry"] if case.guided and not model.spec.embedded_guidance else ["a circle"]
     return BlockPipeline(
@@ -118,6 +120,7 @@ def pipeline(
         request=request_of(model, case),
         share=share,
         state=state,
+        progress=progress,
     )
 
 
@@ -462,7 +465,10 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
         assert len(states) == case.queue.num_rounds
         assert max(len(state.blocks) for state in states) <= case.steps + 1
         for state, before in zip(states, done, strict=True):
-            rest = list(pipeline(load(folder), case, state=state).blocks())
+            told: list[Event] = []
+            rest = list(pipeline(load(folder), case, state=state, progress=Progress(told.append)).blocks())
+            steps = [(event.done, event.resumed) for event in told if isinstance(event, Stepped)]
+            assert {resumed for _, resumed in steps} == {steps[0][0]}  # the first is of an earlier process
             assert len(rest) == len(made) - before
             assert all(torch.equal(a, b) for a, b in zip(rest, made[before:], strict=True))
 

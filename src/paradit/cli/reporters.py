@@ -158,10 +158,11 @@ class Reporter(Progress):
     def _show_step(self, event: Stepped) -> None:
         row = self._rows.get((event.job, event.stage))
         now = time.monotonic()
-        if row is None or now - row.said < PLAIN_SECONDS or not event.done:
+        own = event.done - event.resumed
+        if row is None or now - row.said < PLAIN_SECONDS or not own:
             return
         row.said = now
-        rate = event.done / (now - row.began)
+        rate = own / (now - row.began)
         if row.total:
             left = duration((row.total - event.done) / rate)
             self._say(f"{row.name}: {event.done}/{row.total}, {rate:.3g} steps/s, {left} left")
@@ -225,7 +226,8 @@ class JsonReporter(Reporter):
             case Stepped():
                 row = self._rows.get((event.job, event.stage))
                 total = row.total if row is not None else 0
-                return "step", {"stage": event.stage, "done": event.done, "total": total or None}
+                about = {"stage": event.stage, "done": event.done, "total": total or None}
+                return "step", {**about, "resumed": event.resumed}
             case StageEnded():
                 return "stage_end", {"stage": event.stage, "seconds": round(event.seconds, 4)}
             case QueueMoved():
@@ -291,10 +293,9 @@ class TerminalReporter(Reporter):
     def show(self, event: AnyEvent) -> None:
         match event:
             case StageStarted():
-                total = event.total or None
-                self._tasks[event.job, event.stage] = self._live().add_task(self._name(event), total=total)
+                self._begin(event)
             case Stepped():
-                self._update(event.job, event.stage, completed=event.done)
+                self._update(event.job, event.stage, completed=event.done, resumed=event.resumed)
             case StageEnded():
                 self._end(event.job, event.stage)
                 if event.stage.startswith("decode"):
@@ -323,12 +324,15 @@ class TerminalReporter(Reporter):
             self._bars.start()
         return self._bars
 
-    def _update(
-        self, job: int | None, stage: str, *, completed: int | None = None, queue: str | None = None
-    ) -> None:
+    def _begin(self, event: StageStarted) -> None:
+        bars, key = self._live(), (event.job, event.stage)
+        if key in self._tasks:  # memory ran out, and the stage begins again with smaller tiles
+            bars.remove_task(self._tasks[key])
+        self._tasks[key] = bars.add_task(self._name(event), total=event.total or None)
+
+    def _update(self, job: int | None, stage: str, *, completed: int | None = None, **fields: Any) -> None:
         if self._bars is not None and (job, stage) in self._tasks:
-            said: dict[str, Any] = {} if queue is None else {"queue": queue}
-            self._bars.update(self._tasks[job, stage], completed=completed, **said)
+            self._bars.update(self._tasks[job, stage], completed=completed, **fields)
 
     def _end(self, job: int | None, stage: str) -> None:
         """Print the final line of a stage, and remove its bar."""
@@ -379,8 +383,9 @@ class _RateColumn(ProgressColumn):
             return Text(task.fields["queue"])
         elapsed = task.finished_time if task.finished else task.elapsed
         parts = [duration(elapsed or 0.0)]
-        if task.total and task.total > 1 and elapsed and task.completed:
-            rate = task.completed / elapsed
+        own = task.completed - task.fields.get("resumed", 0)
+        if task.total and task.total > 1 and elapsed and own > 0:
+            rate = own / elapsed
             parts.append(f"{rate:.3g} steps/s")
             if not task.finished:
                 parts.append(f"{duration((task.total - task.completed) / rate)} left")

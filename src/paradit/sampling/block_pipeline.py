@@ -145,6 +145,7 @@ class BlockPipeline:
         """
         # Steps taken before a resume count as done.
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
+        self._progress.resume("denoise", steps_done)
         left_features: deque[dict[tuple[int, int], Features]] = deque()
         """Copies of `_left` after the rounds that are computed and are still to be saved, oldest first."""
         rounds = self._first_round, self._early_stop.goes_on

@@ -72,8 +72,10 @@ def blocks(
     fresh, given = model.scheduler(request), model.conditions(request, conditions)
     predictions = _Predictions(model, predictor, request, given, prompts)
     held = _restored(model, request, state)
-    done = 0
-    for round in frames.rounds(state.round if state else 0):
+    begun, progress = state.round if state else 0, progress or Progress()
+    done = sum(len(frames.active(round)) for round in range(begun))
+    progress.resume("denoise", _in_blocks(queue, done))
+    for round in frames.rounds(begun):
         active = frames.active(round)
         # A frame of noise joins the queue, unless the video's last frame has joined already.
         if active[-1] not in held:
@@ -85,11 +87,8 @@ def blocks(
             found.update(predictions.of(own, seen, held))
         for frame, prediction in found.items():
             _step(held[frame], prediction, predictions.timesteps, frame, noise)
-        # Progress counts steps of blocks: convert from steps of frames.
         done += len(active)
-        of_blocks, of_frames = queue.num_blocks or 1, queue.num_frames or queue.block_frames
-        (progress or Progress()).step("denoise", done * of_blocks // of_frames)
-
+        progress.step("denoise", _in_blocks(queue, done))
         ready = frames.finished(round + 1)
         if block := _finished_block(queue, ready):
             yield given.end(torch.cat([held[frame].latents for frame in block], dim=2), block)
@@ -100,6 +99,12 @@ def blocks(
         # All ranks follow the first one, because only it has checkpoints.
         if ready != queue.num_frames and not predictor.gather_number(int(goes_on))[0]:
             raise Unwanted
+
+
+def _in_blocks(queue: BlockQueue, steps: int) -> int:
+    """Return a number of steps of frames as one of steps of blocks, which progress counts."""
+    blocks, frames = queue.num_blocks or 1, queue.num_frames or queue.block_frames
+    return steps * blocks // frames
 
 
 class _Predictions:

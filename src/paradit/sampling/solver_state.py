@@ -65,7 +65,7 @@ def resumed(
     shared = predictor.share(partial(as_tensor, content, device), (size,), torch.uint8, device)
     position = SolverState.from_bytes(shared.cpu().numpy().tobytes())
     restore(scheduler, position.scheduler, device)
-    progress.step("denoise", position.step)
+    progress.resume("denoise", position.step)
     return position.step, position.latents.to(device)
 
 

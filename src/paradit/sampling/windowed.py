@@ -46,7 +46,8 @@ def blocks(
     state from which to resume, which `save` received earlier. Steps of windows are reported as stage
     "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
-    begun = state.round if state else 0
+    begun, progress = state.round if state else 0, progress or Progress()
+    progress.resume("denoise", begun * queue.num_steps)
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
     for number in queue.blocks(begun):
         # A checkpoint holds whole windows only: a run that resumes denoises the current window from its
@@ -60,7 +61,7 @@ def blocks(
             conditions=conditions,
             first_frame=queue.window_of(number).start,
             noise=partial(noise.step, number),
-            progress=_Within(progress or Progress(), (number - begun) * queue.num_steps),
+            progress=_Within(progress, number * queue.num_steps),
             predictor=predictor,
             checkpoints=_WholeWindows(offer),
         )
