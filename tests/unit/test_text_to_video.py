@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
+from safetensors.torch import save_file
 
 import paradit
 from paradit import memory_check
+from paradit.cli.main import app
 from paradit.config.errors import InputError
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
@@ -130,7 +132,21 @@ def test_progress_is_told(tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path)
     paradit.generate(PROMPT, model=str(folder), **SIZE, progress=Progress(told.append))
     steps = [(event.stage, event.done) for event in told if isinstance(event, Stepped)]
-    assert steps == [("denoise", i) for i in (1, 2, 3, 4)] + [("decode", i) for i in (1, 2, 3)]
+    stages = {"encode": (1, 2), "denoise": (1, 2, 3, 4), "decode": (1, 2, 3)}
+    assert steps == [(stage, done) for stage, all_done in stages.items() for done in all_done]
+
+
+def test_saved_latents_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_folder("wan21", tmp_path / "model")
+    latents = torch.zeros(1, 16, 2, 4, 4)
+    latents[0, 0, 1, 2, 3] = torch.nan
+    save_file({"latents": latents}, tmp_path / "l.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"'l.safetensors' is damaged: latents has 1 of 512 values that are not"
+    ):
+        app(["decode", "l.safetensors", "--model", str(folder)], standalone_mode=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.safetensors", "model"]
 
 
 def test_memory_is_checked_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from messages import says
+from paradit.config.encoded_pictures import num_encoded
 from paradit.config.errors import OutOfMemory
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request, ResolvedRequest
@@ -33,7 +34,7 @@ from paradit.models.wan.conditions import CleanFrames
 from paradit.models.wan.encoder import WanEncoder
 from paradit.parallel.predictor import LocalPredictor
 from paradit.pipeline import load
-from paradit.progress import Progress
+from paradit.progress import Event, Progress, StageStarted, Stepped
 from paradit.sampling.sampler import Work
 from paradit.stages.conditions import conditions, pixels
 from paradit.stages.denoise import denoise
@@ -238,6 +239,31 @@ assert "diffusers.pipelines.wan.pipeline_wan_i2v" in sys.modules
     command += [str(made("wan21", folders)), str(made("i2v", folders))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "torchvision" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variant", "names", "tile"),
+    [
+        ("i2v_a14b", ("image", "last_image"), None),
+        ("wan22_ti2v", ("image", "last_image"), None),
+        ("wan21", ("video",), None),
+        ("wan21", ("video",), 32),
+    ],
+)
+def test_progress_of_encoding(
+    variant: str, names: tuple[str, ...], tile: int | None, folders: Path, tmp_path: Path
+) -> None:
+    model, events = load(read_spec(made(variant, folders)), "fp32", stages=("decode",)), list[Event]()
+    Image.fromarray(picture(64, 64)).save(tmp_path / "image.png")
+    np.save(tmp_path / "video.npy", np.stack([picture(64, 64)] * 9))
+    files = {"image": "image.png", "last_image": "image.png", "video": "video.npy"}
+    given: dict[str, Any] = {name: str(tmp_path / files[name]) for name in names}
+    request = resolved(model.spec.folder, width=64, height=64, num_frames=9, vae_tile=tile, **given)
+    conditions(model, request, Progress(events.append))
+    (begun,) = [event for event in events if isinstance(event, StageStarted)]
+    steps = [event.done for event in events if isinstance(event, Stepped)]
+    assert begun.total == num_encoded(request, model.spec) > 1
+    assert steps == list(range(1, begun.total + 1))
 
 
 @pytest.mark.parametrize("variant", ["i2v_a14b", "wan22_ti2v"])

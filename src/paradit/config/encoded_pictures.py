@@ -28,6 +28,12 @@ def encoded_clips(request: ResolvedRequest, spec: ModelSpec) -> list[int]:
     return [1] * (request.image is not None) + [1 + ratio] * (request.last_image is not None)
 
 
+def num_encoded(request: ResolvedRequest, spec: ModelSpec) -> int:
+    """Return how many latent frames the VAE encodes for a request's pictures."""
+    ratio = spec.vae.temporal_compression
+    return sum((frames - 1) // ratio + 1 for frames in encoded_clips(request, spec))
+
+
 def frames_encoded_at_once(request: ResolvedRequest, spec: ModelSpec) -> int:
     """Return the largest number of frames of a request's pictures in one call of the encoder; 0 if none."""
     # The first call encodes one frame, and each later one the frames of a latent frame.

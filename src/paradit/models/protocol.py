@@ -24,6 +24,10 @@ Prompt: TypeAlias = tuple[Tensor, ...]
 """Encoded prompt: the tensors, [1, ...] each, that a transformer's `context` takes as arguments."""
 
 
+def untold(_: int) -> None:
+    """Do nothing: stands in for a function that is told the progress of a work."""
+
+
 class Context(Protocol):
     """Interface of encoded prompts, converted for the transformer blocks; computed once per request."""
 
@@ -321,8 +325,14 @@ class VideoModel(Protocol):
     def condition_shapes(self, request: ResolvedRequest) -> tuple[tuple[int, ...], ...]:
         """Return the shapes of a request's encoded pictures, tensors in fp32; () if it has none."""
 
-    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:
-        """Encode a request's pictures; return tensors in fp32, with the shapes of `condition_shapes`."""
+    def encode_conditions(
+        self, request: ResolvedRequest, pixels: Pixels, told: Callable[[int], None] = untold
+    ) -> tuple[Tensor, ...]:
+        """Encode a request's pictures; return tensors in fp32, with the shapes of `condition_shapes`.
+
+        told: function that is told, during the work, how many latent frames are encoded so far, of as many as
+        `config.encoded_pictures.num_encoded` counts.
+        """
 
     def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:
         """Return the effect of a request's pictures on its denoising.

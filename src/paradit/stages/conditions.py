@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 
 from torch import Tensor
 
+from paradit.config.encoded_pictures import num_encoded
 from paradit.config.errors import OutOfMemory
 from paradit.config.requests import ResolvedRequest
 from paradit.device_memory import give_back_unused, ran_out
@@ -19,18 +22,17 @@ from paradit.stages.smaller_tiles import smaller_tile
 def conditions(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Tensor, ...]:
     """Read a request's pictures, and return them encoded, as tensors in fp32.
 
-    Reported as stage "conditions". If memory runs out, encoding starts again with smaller tiles, and
-    `progress` is warned. Raises InputError if a file cannot be read, and OutOfMemory if there are no smaller
-    tiles.
+    Reported as stage "conditions", with a step for each latent frame. If memory runs out, encoding starts
+    again with smaller tiles, and `progress` is warned. Raises InputError if a file cannot be read, and
+    OutOfMemory if there are no smaller tiles.
     """
-    with progress.stage("conditions"):
-        pictures, size = _read(request), (request.height, request.width)
-        while (encoded := _attempted(model, request, pictures)) is None:
-            # Only here, because the error itself held the tensors of the failed attempt.
-            give_back_unused(model.device)
-            tile = smaller_tile(model.spec.vae, size, request.vae_tile, "encoding", progress)
-            request = replace(request, vae_tile=tile)
-        return encoded
+    pictures, size = cache(partial(_read, request)), (request.height, request.width)
+    while (encoded := _attempted(model, request, pictures, progress)) is None:
+        # Only here, because the error itself held the tensors of the failed attempt.
+        give_back_unused(model.device)
+        tile = smaller_tile(model.spec.vae, size, request.vae_tile, "encoding", progress)
+        request = replace(request, vae_tile=tile)
+    return encoded
 
 
 def _read(request: ResolvedRequest) -> Pixels:
@@ -40,10 +42,16 @@ def _read(request: ResolvedRequest) -> Pixels:
         raise OutOfMemory("memory ran out while reading the pictures: use smaller files") from None
 
 
-def _attempted(model: VideoModel, request: ResolvedRequest, pictures: Pixels) -> tuple[Tensor, ...] | None:
-    """Return the encoded pictures; None if memory ran out."""
+def _attempted(
+    model: VideoModel, request: ResolvedRequest, pictures: Callable[[], Pixels], progress: Progress
+) -> tuple[Tensor, ...] | None:
+    """Return the encoded pictures; None if memory ran out.
+
+    pictures: function that reads the pictures when it is first called, and returns them.
+    """
     try:
-        return model.encode_conditions(request, pictures)
+        with progress.stage("conditions", total=num_encoded(request, model.spec)):
+            return model.encode_conditions(request, pictures(), partial(progress.step, "conditions"))
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

@@ -26,8 +26,12 @@ def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> t
                 f"the prompt is longer than the {length} tokens that {encoder} reads: this is ignored: "
                 f"{textwrap.shorten(rest, QUOTED, placeholder=' [...]')!r}"
             )
+    encoded = []
     with progress.stage("encode", total=len(prompts)):
-        return tuple(model.encode_prompt(prompt, request.guidance_scale) for prompt in prompts)
+        for number, prompt in enumerate(prompts, 1):
+            encoded.append(model.encode_prompt(prompt, request.guidance_scale))
+            progress.step("encode", number)
+    return tuple(encoded)
 
 
 def _with_template(request: ResolvedRequest, spec: ModelSpec) -> list[str]:

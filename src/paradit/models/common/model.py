@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,7 +17,7 @@ from paradit.models.common.long_prompts import left_out
 from paradit.models.common.no_conditions import NoConditions
 from paradit.models.common.schedulers import scheduler_for
 from paradit.models.common.split_module import SplitModule
-from paradit.models.protocol import Conditions, Decoder, Pixels, Prompt, Scheduler
+from paradit.models.protocol import Conditions, Decoder, Pixels, Prompt, Scheduler, untold
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
 
@@ -123,7 +123,12 @@ class PipelineModel(ABC):
         """Return the shapes of a request's encoded pictures: none, unless a model family overrides this."""
         return ()
 
-    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def encode_conditions(
+        self,
+        request: ResolvedRequest,  # noqa: ARG002
+        pixels: Pixels,  # noqa: ARG002
+        told: Callable[[int], None] = untold,  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
         """Encode a request's pictures: none, unless a model family overrides this."""
         return ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -22,7 +22,7 @@ from paradit.models.open_sora_plan.module import OpenSoraT2V_v1_3
 from paradit.models.open_sora_plan.scheduler import VariancePreserving
 from paradit.models.open_sora_plan.transformer import OpenSoraPlanTransformer
 from paradit.models.open_sora_plan.wf_vae import WFVAEModel
-from paradit.models.protocol import Conditions, Pixels, Prompt, Scheduler
+from paradit.models.protocol import Conditions, Pixels, Prompt, Scheduler, untold
 
 
 class OpenSoraPlanPipeline(DiffusionPipeline):
@@ -93,13 +93,15 @@ class OpenSoraPlanModel(PipelineModel):
         return ((1, *latent_shape(request, self.spec)),) if request.image else ()
 
     @torch.no_grad()
-    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:
+    def encode_conditions(
+        self, request: ResolvedRequest, pixels: Pixels, told: Callable[[int], None] = untold
+    ) -> tuple[Tensor, ...]:
         """Encode a request's pictures as one video, drawn from the VAE's distribution by the seed."""
         if pixels.image is None:
             return ()
         frames, ratio = latent_shape(request, self.spec)[1], self.spec.vae.temporal_compression
         video = black_between(pixels.image, pixels.last_image, frames, ratio)
-        return (encoded(self._pipeline.vae, video, seeded("conditions", request.seed)),)
+        return (encoded(self._pipeline.vae, video, seeded("conditions", request.seed), told),)
 
     def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:
         """Return the effect of a request's pictures, encoded by `encode_conditions`, on its denoising."""

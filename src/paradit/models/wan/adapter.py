@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import diffusers
@@ -16,7 +16,7 @@ from paradit.config.requests import ResolvedRequest
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.loading import without_torchvision_warning
 from paradit.models.common.model import PipelineModel
-from paradit.models.protocol import Conditions, Pixels, Scheduler
+from paradit.models.protocol import Conditions, Pixels, Scheduler, untold
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.conditions import condition_shapes, conditions_of
 from paradit.models.wan.decoder import WanDecoder
@@ -75,9 +75,11 @@ class WanModel(PipelineModel):
         return condition_shapes(self.spec, request)
 
     @torch.no_grad()
-    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:
+    def encode_conditions(
+        self, request: ResolvedRequest, pixels: Pixels, told: Callable[[int], None] = untold
+    ) -> tuple[Tensor, ...]:
         """Encode a request's pictures; return tensors in fp32, with the shapes of `condition_shapes`."""
-        return encode_pictures(self._pipeline, self.spec, request, pixels)
+        return encode_pictures(self._pipeline, self.spec, request, pixels, told)
 
     def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:
         """Return the effect of a request's pictures, encoded by `encode_conditions`, on its denoising."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -21,14 +21,19 @@ from paradit.models.wan.spec import joins_channels
 
 
 def encode_pictures(
-    pipeline: DiffusionPipeline, spec: ModelSpec, request: ResolvedRequest, pixels: Pixels
+    pipeline: DiffusionPipeline,
+    spec: ModelSpec,
+    request: ResolvedRequest,
+    pixels: Pixels,
+    told: Callable[[int], None],
 ) -> tuple[Tensor, ...]:
     """Return a request's encoded pictures, fp32, with the shapes of `condition_shapes`.
 
     pipeline: the loaded Wan pipeline. pixels: the pictures, of the size of the request. A last picture that
-    becomes a latent frame of its own is encoded as a video that stands still.
+    becomes a latent frame of its own is encoded as a video that stands still. told: function that is told how
+    many latent frames are encoded so far.
     """
-    encoder = WanEncoder(pipeline.vae, request.vae_tile)
+    encoder = WanEncoder(pipeline.vae, request.vae_tile, told)
     ratio = spec.vae.temporal_compression
 
     def encoded(frames: Pieces) -> Tensor:
