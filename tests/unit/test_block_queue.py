@@ -320,7 +320,14 @@ def test_as_many_stages_as_are_used_well(  # noqa: PLR0917
     num_blocks: int | None, num_steps: int, num_ranks: int, num_layers: int, parts: int, expected: int
 ) -> None:
     queue = replace(blocks_and_steps(num_blocks or 1, num_steps), num_frames=num_blocks and 4 * num_blocks)
-    assert choose_slices(queue, num_ranks, num_layers, parts) == expected
+    assert choose_slices(queue, num_ranks, (1.0,) * num_layers, parts) == expected
+
+
+def test_a_dear_layer_leaves_the_others_idle() -> None:
+    queue = blocks_and_steps(32, 50)
+    assert choose_slices(queue, 4, (1.0,) * 4) == 4
+    # On four ranks, three would be busy for a quarter of the time; on two, one for three quarters of it.
+    assert choose_slices(queue, 4, (4.0, 1.0, 1.0, 1.0)) == 2
 
 
 def test_where_ranks_stand() -> None:

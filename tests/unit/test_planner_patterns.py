@@ -19,7 +19,8 @@ from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.registry import AUTO, FORMS, Choice
 from paradit.attention.timing import layer
 from paradit.config.errors import InputError
-from paradit.config.methods.method import check_placement, resolve
+from paradit.config.methods.dualparal import QueueRequest
+from paradit.config.methods.method import check_placement, method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.exchange import UlyssesExchange
@@ -31,9 +32,12 @@ from paradit.planner.costs import block_seconds
 from paradit.planner.discrete_events import Compute, Post, Wait
 from paradit.planner.explain import ruled_out
 from paradit.planner.hardware import Cluster
+from paradit.planner.long_video import LongVideo
 from paradit.planner.simulate import Candidate
+from paradit.planner.slice_step import kind_of
 from paradit.planner.step import Branch, simulate_layers
 from paradit.planner.whole_video_step import all_layers, group_of, simulated_step
+from paradit.scheduling.layer_pipeline import split_layers
 from planner_cases import DEVICE, cluster, simulator
 
 MODEL = "Open-Sora-Plan-v1.3.0"
@@ -148,6 +152,38 @@ def test_a_step_has_the_layers_of_each_pattern(interleave: bool) -> None:
     folded = simulated_step(one, group, choice)
     assert folded.computing == pytest.approx(in_order.computing)
     assert folded.seconds == pytest.approx(in_order.seconds, rel=0.02)
+
+
+@pytest.mark.parametrize("sharers", [1, 2])
+def test_a_layer_slice_takes_the_sum_of_its_own_layers(sharers: int) -> None:
+    on, spec = cluster(4 * sharers), published_spec(MODEL)
+    asked = Request.of(prompt="any", num_frames=201, num_inference_steps=20, method="dualparal")
+    request, placement = resolve(asked, spec), Placement.of(ranks=on.ranks, pipeline_degree=4)
+    assert isinstance(request, QueueRequest)
+    one = LongVideo(cluster=on, spec=spec, request=request, placement=placement, dtype="bf16", decode=0.0)
+    split = method_of(request).layers(placement, request, spec)
+    # The two layers at each end are full, so the slices there have fewer layers.
+    assert [len(layers) for layers in split] == [7, 9, 9, 7]
+    kind = next(kind for kind in map(kind_of, one.queue.steps()) if kind[1])
+    shares, times = one.steps.shares(kind), {}
+    for number in range(32):
+        costs = [
+            block_seconds(spec.transformers[0], on.device, held=held, tokens=kind[3] * one.tokens, text=512,
+                          batch=1, dtype="bf16", pattern=spec.transformers[0].pattern(number) or FULL)
+            for held in shares.tokens
+        ]  # fmt: skip
+        times[number] = [
+            3 * cost.value + cost.attention(work) + cost.finish
+            for cost, work in zip(costs, shares.work, strict=True)
+        ]
+    for number, layers in enumerate(split):
+        expected = [sum(times[index][rank] for index in layers) for rank in range(sharers)]
+        found = one.step_seconds(number, kind)
+        assert found.computing == pytest.approx(expected)
+        assert (found.exposed > 0) == (sharers > 1)
+    equal = split_layers([1.0] * 32, 4)
+    slowest = [max(sum(times[n][0] for n in part) for part in parts) for parts in (split, equal)]
+    assert slowest[0] < slowest[1]
 
 
 def test_forms_without_patterns_are_refused_before_anything_is_loaded() -> None:

@@ -33,7 +33,6 @@ from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
 from paradit.models.warnings import warnings_for
 from paradit.scheduler_check import check_scheduler
-from paradit.scheduling.layer_pipeline import split_layers
 from paradit.trace.merge import collected
 
 BYTES = {"bf16": 2, "fp32": 4}
@@ -259,12 +258,13 @@ def _shares(
 ) -> list[dict[str, Any]]:
     """Return, for a dry run, each rank's stages, layers, tokens and attention query rows.
 
-    Tokens and rows are those per guidance branch. Layers are divided as if all took the same time; a run
-    measures them.
+    Tokens and rows are those per guidance branch. Layers are divided by their operations; a run measures
+    their times.
     """
-    grid, transformer = method_of(request).grid(placement, request, spec), spec.transformers[0]
+    method, transformer = method_of(request), spec.transformers[0]
+    grid = method.grid(placement, request, spec)
     shares = Shares.equal(tokens, transformer.num_attention_heads, grid.sharers)
-    layers = split_layers([1.0] * transformer.num_layers, grid.num_slices)
+    layers = method.layers(placement, request, spec)
     found = []
     for rank in range(placement.ranks):
         share: dict[str, Any] = {"rank": rank, "stages": placement.stages_of(rank)}

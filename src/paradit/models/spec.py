@@ -110,6 +110,17 @@ class TransformerSpec:
         """Patterns of the sparse layers, in which a query does not see all keys."""
         return frozenset(self.patterns) - {FULL}
 
+    def layer_costs(self, tokens: int, text_tokens: int) -> tuple[float, ...]:
+        """Return the operations of each layer in one forward pass, as multiples of the cheapest layer's."""
+        rows = self.attention_rows(tokens, text_tokens)
+        others = self.flops(tokens, text_tokens) - self.self_attention_flops(tokens, text_tokens)
+        by_pattern = {
+            pattern: others / self.num_layers + 4 * self.width * pattern.pairs(rows)
+            for pattern in self.patterns
+        }
+        least = min(by_pattern.values())
+        return tuple(by_pattern[self.pattern(layer) or FULL] / least for layer in range(self.num_layers))
+
     def attention_rows(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
         """Return the number of queries, and of keys, of a head in self-attention."""
         return tokens

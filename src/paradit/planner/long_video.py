@@ -20,7 +20,7 @@ from functools import cache
 from paradit.planner.discrete_events import Compute, Simulation, Step, Wait, simulate
 from paradit.planner.pipeline_programs import DONE, PipelinePrograms
 from paradit.planner.pipeline_video import PipelineVideo
-from paradit.planner.slice_step import Kind, kind_of
+from paradit.planner.slice_step import Kind, Layers, kind_of
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import in_flight
 
@@ -139,32 +139,32 @@ class LongVideo(PipelineVideo):
         passes = _passes(self.queue, self.branches)
         (usual, times), *_ = passes.most_common(1)
 
-        def busy(layers: int) -> float:
+        def busy(layers: Layers) -> float:
             computing = sum(n * max(self.steps.computing(kind, layers)) for kind, n in passes.items())
             return computing + times * self.steps.seconds(usual, layers).exposed
 
         # If the first rank decodes, it does so between its steps.
-        first, most = (busy(layers) for layers in (len(self.split[0]), max(map(len, self.split))))
-        return max(most, first + self.decode if self.leader_decodes else 0.0)
+        seconds = {layers: busy(layers) for layers in set(self.slices)}
+        first = seconds[self.slices[0]]
+        return max(*seconds.values(), first + self.decode if self.leader_decodes else 0.0)
 
     @property
     def longest_step(self) -> float:
         """Seconds of the longest step of any frame block, for all guidance branches that a rank computes.
 
-        It is a step with the most frames, in the largest layer slice.
+        It is a step with the most frames, in the layer slice that takes longest.
         """
         kind = max(_passes(self.queue, self.branches), key=lambda kind: (sum(kind[:3]), kind[3]))
-        return max(self.branches) * self.steps.seconds(kind, max(map(len, self.split))).seconds
+        return max(self.branches) * max(self.steps.seconds(kind, layers).seconds for layers in self.slices)
 
     def _computing(self) -> tuple[float, ...]:
         """Return the seconds that each rank computes over the whole video."""
         placement, grid = self.placement, self.grid
         found = [0.0] * placement.replica_ranks
         for kind, number in _passes(self.queue, self.branches).items():
-            each = self.steps.computing(kind, 1)
+            each = {layers: self.steps.computing(kind, layers) for layers in set(self.slices)}
             for place, rank in enumerate(placement.denoise_ranks):
-                layers = len(self.split[grid.slice_of(place)])
-                found[rank] += number * layers * each[grid.place(place)]
+                found[rank] += number * each[self.slices[grid.slice_of(place)]][grid.place(place)]
         found[placement.decode_ranks[0]] += self.decode
         return tuple(found) * placement.replicas
 

@@ -191,7 +191,7 @@ class PipelinePrograms:
             # These exchanges have been simulated already, so they occupy a resource that is theirs alone.
             slice_ = grid.slice_of(place)
             busy = {f"{name} of {group}": video.step_seconds(slice_, kind).exposed}
-            return Message(name, group, busy, 0.0, video.steps.sent(kind, len(video.split[slice_])))
+            return Message(name, group, busy, 0.0, video.steps.sent(kind, video.slices[slice_]))
         shares = [video.steps.shares(kind).tokens_of(number) for number in range(size)]
         if name == "hidden states":
             width = video.spec.transformers[0].width * itemsize

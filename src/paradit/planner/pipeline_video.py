@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from paradit.attention.patterns import FULL
 from paradit.config.methods.blocks import BlocksRequest
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
@@ -12,9 +14,9 @@ from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE
 from paradit.planner.discrete_events import Message
 from paradit.planner.hardware import Cluster
-from paradit.planner.slice_step import Kind, SliceSeconds, SliceSteps
+from paradit.planner.slice_step import Kind, Layers, SliceSeconds, SliceSteps
 from paradit.scheduling.block_queue import BlockQueue
-from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
+from paradit.scheduling.layer_pipeline import PipelineGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,11 @@ class PipelineVideo:
         return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
-    def split(self) -> list[range]:
-        """Ranges of layers, one for each layer slice, chosen as if all layers cost the same."""
-        return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_slices)
+    def slices(self) -> list[Layers]:
+        """Layers of each layer slice: how many it has with each pattern."""
+        pattern = self.spec.transformers[0].pattern
+        split = method_of(self.request).layers(self.placement, self.request, self.spec)
+        return [tuple(Counter(pattern(layer) or FULL for layer in layers).items()) for layers in split]
 
     @cached_property
     def steps(self) -> SliceSteps:
@@ -73,7 +77,7 @@ class PipelineVideo:
 
     def step_seconds(self, layer_slice: int, kind: Kind) -> SliceSeconds:
         """Return the seconds of one step of a frame block in one layer slice, for one guidance branch."""
-        return self.steps.seconds(kind, len(self.split[layer_slice]))
+        return self.steps.seconds(kind, self.slices[layer_slice])
 
     @cached_property
     def tokens(self) -> int:

@@ -258,20 +258,20 @@ def usual_lag(num_steps: int, num_slices: int, parts: int) -> int:
 
 
 @lru_cache(maxsize=256)  # slow: it simulates the pipeline, and is called for every candidate
-def choose_slices(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
+def choose_slices(queue: BlockQueue, num_ranks: int, layers: tuple[float, ...], parts: int = 1) -> int:
     """Return the number of layer slices into which a layer pipeline of `num_ranks` ranks divides the model.
 
     With fewer slices than ranks, several ranks share a slice's tokens, which moves more data. So the result
     is the largest number whose slices are busy enough (`WELL_USED`). Slices are idle at both ends of the
-    schedule, and if the layers do not divide evenly. parts: number of messages in which a step's hidden
-    states travel: one for each guidance branch that a rank computes.
+    schedule, and if the layers do not divide evenly. layers: cost of each layer. parts: number of messages in
+    which a step's hidden states travel: one for each guidance branch that a rank computes.
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)
-    possible = [slices for slices in range(1, min(num_ranks, num_layers) + 1) if num_ranks % slices == 0]
+    possible = [slices for slices in range(1, min(num_ranks, len(layers)) + 1) if num_ranks % slices == 0]
 
     def used(slices: int) -> float:
-        costs = [float(len(layers)) for layers in split_layers([1.0] * num_layers, slices)]
-        return blocks * queue.num_steps * num_layers / slices / duration(queue, costs, parts)
+        costs = [sum(layers[part.start : part.stop]) for part in split_layers(layers, slices)]
+        return blocks * queue.num_steps * sum(layers) / slices / duration(queue, costs, parts)
 
     return next(slices for slices in reversed(possible) if slices == 1 or used(slices) >= WELL_USED)

@@ -12,7 +12,7 @@ from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS
 from paradit.config.methods.blocks import BlockOptions, BlocksRequest, InBlocks, with_later_prompts
 from paradit.config.methods.full import is_long
-from paradit.config.methods.method import resolve
+from paradit.config.methods.method import layer_costs, resolve
 from paradit.config.options import Option
 from paradit.config.placement import Placement, divisors
 from paradit.config.requests import Request, ResolvedRequest, frames_at_once, latent_shape
@@ -25,7 +25,6 @@ from paradit.scheduling.block_queue import ONE_CLEANER, SAME_LEVEL, BlockQueue
 from paradit.scheduling.layer_pipeline import (
     PipelineGrid,
     choose_slices,
-    split_layers,
     used_share,
     usual_lag,
 )
@@ -213,7 +212,7 @@ class DualParal(InBlocks):
             slices = choose_slices(
                 cast(QueueRequest, request).queue(spec),
                 placement.branch_ranks,
-                _num_layers(spec),
+                layer_costs(request, spec),
                 request.num_branches(spec) // placement.cfg_degree,
             )
         return PipelineGrid(slices, placement.cfg_degree, placement.branch_ranks // slices)
@@ -261,7 +260,7 @@ class DualParal(InBlocks):
             return {**parts, "keys": 0}
         channels, _, height, width = latent_shape(request, spec)
         queue, transformer = request.queue(spec), spec.transformers[0]
-        held = len(split_layers([1.0] * transformer.num_layers, grid.num_slices)[grid.slice_of(place)])
+        held = len(self.layers(placement, request, spec)[grid.slice_of(place)])
         part = held / transformer.num_layers
         # `rank_memory_bytes` has counted all layers.
         whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes

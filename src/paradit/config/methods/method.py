@@ -28,7 +28,7 @@ from paradit.config.requests import (
 from paradit.config.values import Value
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec
-from paradit.scheduling.layer_pipeline import PipelineGrid
+from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
 
 
 class Method(Declares):
@@ -150,6 +150,13 @@ class Method(Declares):
         This base class gives all layers to each rank.
         """
         return PipelineGrid(1, placement.cfg_degree, placement.branch_ranks)
+
+    def layers(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[range]:
+        """Return the layers of each layer slice, divided by the layers' operations.
+
+        A run measures the layers instead, so its slices may differ by a layer.
+        """
+        return split_layers(layer_costs(request, spec), self.grid(placement, request, spec).num_slices)
 
     def memory_by_rank(
         self, placement: Placement, request: ResolvedRequest, spec: ModelSpec, dtype_bytes: int
@@ -275,6 +282,12 @@ class Method(Declares):
         if not able:
             raise InputError(f"no method has the option {foreign[0]}")
         raise InputError(f"method {self.name} does not take {' and '.join(foreign)}: use method {able[0]}")
+
+
+def layer_costs(request: ResolvedRequest, spec: ModelSpec) -> tuple[float, ...]:
+    """Return the cost of each of the transformer's layers, as a multiple of the cheapest layer's cost."""
+    tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
+    return spec.transformers[0].layer_costs(tokens, spec.text_length)
 
 
 def find_method(name: str) -> Method:
