@@ -16,6 +16,7 @@ from messages import says
 from paradit.config.errors import InputError
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
+from paradit.models.find_lora import with_loras
 from paradit.models.folder import find_model
 from paradit.models.known_schedulers import is_known
 from paradit.models.open_sora_plan.module import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
@@ -99,6 +100,13 @@ def test_what_a_model_takes(folder: Path, tmp_path: Path) -> None:
             InputError, match=f"^{field} is for flow models, and .* is not one: leave it out$"
         ):
             resolve(Request(prompt="a cat", **{field: value}), spec)
+
+
+def test_takes_no_loras(folder: Path) -> None:
+    for spec in (read_spec(folder), published_spec("LanguageBind/Open-Sora-Plan-v1.3.0")):
+        with pytest.raises(InputError, match=f"lora 'a=0.5' must be left out: the model '{spec.name}' takes"):
+            with_loras(spec, ["a=0.5"])
+        assert with_loras(spec, ()) == spec
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from paradit.files import named
 from paradit.models import hub
 from paradit.models.folder import bundled_folder, check_name
 from paradit.models.lora import EXPERTS, Entry, Expert, Lora, check_entries, not_safetensors, read_entries
+from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -56,6 +57,9 @@ def with_loras(spec: ModelSpec, asked: Iterable[str | Path]) -> ModelSpec:
         raise InputError(f"loras must be a list, such as [{shown(str(asked))}], got {typed(asked)}")
     if isinstance(asked, Mapping) or not isinstance(asked, Iterable):
         raise InputError(f"loras must be a list, such as ['FILE=0.8'], got {typed(asked)}")
+    asked = tuple(asked)
+    if asked and not family(spec.pipeline_class).takes_loras:
+        raise InputError(f"lora {shown(str(asked[0]))} must be left out: the model {spec.name!r} takes none")
     return replace(spec, loras=tuple(_found(one, spec) for one in asked))
 
 

@@ -30,6 +30,8 @@ class Family:
     locations as "module:name"."""
     presets: Mapping[str, str] = field(default_factory=dict)
     """Mapping from those of `pipelines` that few-step models have to the preset that suits the model."""
+    takes_loras: bool = True
+    """Whether LoRAs can be merged into the family's models, by diffusers' converter for their pipelines."""
     checkpoint: str = ""
     """Location, as "module:name", of the function (folder: Path, given: Given) -> Checkpoint | None that
     finds a checkpoint in the authors' own format, for `paradit convert`: see `models.checkpoint`."""

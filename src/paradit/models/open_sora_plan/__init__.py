@@ -5,6 +5,7 @@ from paradit.models.registry import Family
 FAMILY = Family(
     pipelines=("OpenSoraPlanPipeline",),
     read_spec="paradit.models.open_sora_plan.spec:read_spec",
+    takes_loras=False,
     checkpoint="paradit.models.open_sora_plan.checkpoint:find",
     model="paradit.models.open_sora_plan.adapter:OpenSoraPlanModel",
     classes={
