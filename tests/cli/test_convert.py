@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import pickle as pickles
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nested import nested_tensor
 from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration, T5Tokenizer
 
 from messages import says
@@ -201,9 +205,38 @@ def test_damaged_pickles(checkpoint: Path, broken: Callable[[bytes], bytes], mes
     refused(checkpoint, f"merged.ckpt' .. {message}")
 
 
+DEEP = b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s."
+"""Pickle of a dict with a key of 300,000 tuples, each in the next: to hash it overflows the stack."""
+WIDE = b"\x80\x02])q\x00a" + b"".join(b"h%ch%c\x86q%ca" % (n, n, n + 1) for n in range(60)) + b"}h<K\x01s."
+"""Pickle of a dict with a key of 2^60 values: 60 tuples, each twice in the next."""
+
+
+def zipped(pickle: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, text in (("data.pkl", pickle), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", text)
+    return content.getvalue()
+
+
+def legacy(pickle: bytes) -> bytes:
+    parts = (0x1950A86A20F9469CFC6C, 1001, {})
+    return b"".join(pickles.dumps(part, 2) for part in parts) + pickle + pickles.dumps([], 2)
+
+
+@pytest.mark.parametrize("kept", [zipped, legacy])
+@pytest.mark.parametrize("pickle", [DEEP, WIDE])
+def test_pickles_that_would_never_be_read(
+    checkpoint: Path, pickle: bytes, kept: Callable[[bytes], bytes]
+) -> None:
+    (checkpoint / "vae" / "merged.ckpt").write_bytes(kept(pickle))
+    refused(checkpoint, "merged.ckpt' .. is damaged or of another kind")
+
+
 NAME = "module.encoder.conv_out.conv.bias"
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -217,6 +250,8 @@ NAME = "module.encoder.conv_out.conv.bias"
             lambda ema: ema.update({NAME: torch.tensor([torch.nan, torch.inf, *[1.0] * 14])}),
             "merged.ckpt' is damaged: encoder.conv_out.conv.bias has 2 of 16 values that are not finite",
         ),
+        (lambda ema: ema.update({NAME: nested_tensor([torch.ones(16)])}), "[16] .. got one in another form"),
+        (lambda ema: ema.update({NAME: torch._neg_view(torch.ones(16))}), "got one in another form"),
     ],
 )
 def test_weights_that_do_not_fit(checkpoint: Path, change: Callable[[Any], Any], message: str) -> None:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from paradit.config.errors import InputError
+from paradit.models.common.pickled_tuples import has_huge_tuples
 from paradit.models.folder_check import lfs_hint
 
 Told = Callable[[int, int], None]
@@ -39,6 +40,8 @@ def read_tensors(path: Path) -> object:
     Values are read from the file when they are used, except from files of torch before 1.6. Raises InputError
     for anything but tensors, which could run code, and for a damaged file.
     """
+    if has_huge_tuples(path):
+        raise InputError(_damaged(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -74,11 +77,14 @@ def chosen(stored: object, shapes: Mapping[str, tuple[int, ...]], path: Path) ->
         tensor = stored.get(name) if isinstance(stored, dict) else None
         if not isinstance(tensor, Tensor):
             raise InputError(f"{str(path)!r} has no tensor {name}, which its configuration calls for")
-        if tuple(tensor.shape) != shape or tensor.dtype not in DTYPES or tensor.layout != torch.strided:
+        # A nested tensor has no shape, and one in a lazy form (`is_neg`) not the bytes of its values.
+        is_plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_neg()
+        if not is_plain or tuple(tensor.shape) != shape or tensor.dtype not in DTYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
+            got = f"{list(tensor.shape)} of {kind}" if is_plain else "one in another form"
             raise InputError(
                 f"{str(path)!r}: {name} must be a tensor {list(shape)} of floating-point numbers, as its "
-                f"configuration says, got {list(tensor.shape)} of {kind}"
+                f"configuration says, got {got}"
             )
         if tensor.device.type != "cpu":
             raise InputError(f"{str(path)!r}: {name} has no values")
