@@ -170,6 +170,19 @@ def test_made_longer_it_is_the_same(  # noqa: PLR0917
     assert len(steps) < STEPS * LONGER_BLOCKS
 
 
+@pytest.mark.parametrize(("ranks", "again"), [("1", False), ("2", True)])
+def test_made_longer_with_cached_keys(model: Path, tmp_path: Path, ranks: str, again: bool) -> None:
+    """Keys that one rank has saved are given to all; if other ranks had some, the video is made again."""
+    cached = "--left-context", "cache", "--lag", "2"
+    (tmp_path / "once").mkdir()
+    finished(tmp_path / "once", *arguments(model, *cached, frames=42))
+    finished(tmp_path, *arguments(model, *cached, "--ranks", ranks))
+    command = finished(tmp_path, "extend", str(run_folder(tmp_path)), "--num-frames", "8", "--ranks", "2")
+    same_video(tmp_path, tmp_path / "once")
+    warned = " ".join(about["message"] for about in told(command, "warning"))
+    assert says(warned, "cannot be read, so the request starts from the beginning: it has the keys") is again
+
+
 def test_made_longer_under_another_name(model: Path, longer: Path, tmp_path: Path) -> None:
     finished(tmp_path, *arguments(model))
     before = (tmp_path / "v.mp4").read_bytes()

@@ -71,13 +71,15 @@ class BlockSampler(Sampler):
         request, predictor, spec = in_blocks(work.request), work.predictor, work.model.spec
         channels, _, height, width = latent_shape(request, spec)
         queue = request.queue(spec)
+
+        def read(content: bytes) -> QueueState:
+            found = QueueState.from_bytes(content, work.model.device)
+            self.check(work, queue, found)
+            return found
+
         state = None
-        if (
-            work.checkpoints
-            and predictor.is_first
-            and (content := work.checkpoints.last(QueueState.from_bytes))
-        ):
-            state = QueueState.from_bytes(content, work.model.device)
+        if work.checkpoints and predictor.is_first and (content := work.checkpoints.last(read)):
+            state = read(content)
         # Only the first rank has checkpoints, so it decides the round for all.
         round, *_ = predictor.gather_number(state.round if state else 0)
         return Begun(
@@ -99,6 +101,9 @@ class BlockSampler(Sampler):
         """
         is_open = self.is_open(queue, state.round)
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
+
+    def check(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
+        """Raise InputError if a video cannot resume from a saved state, which then counts as none."""
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
         """Return whether a longer version of the video could resume from the state before a round.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 
 from torch import Tensor
 
+from paradit.config.errors import InputError
 from paradit.config.methods.blocks import BlocksRequest, in_blocks
 from paradit.config.requests import latent_shape
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_sampler import Begun, BlockSampler
-from paradit.sampling.block_state import QueueState
+from paradit.sampling.block_state import QueueState, shared_state
 from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
 from paradit.sampling.sampler import Work
 from paradit.scheduling.block_queue import BlockQueue
@@ -33,6 +36,23 @@ class QueueSampler(BlockSampler):
 
     def finished(self, queue: BlockQueue, round: int) -> int:
         return queue.finished(round)
+
+    def check(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
+        """Refuse a state that lacks keys which the next round reads from the cache. Raises InputError.
+
+        A state has the keys of the first rank's layers, heads and guidance branches only.
+        """
+        if queue.left_source != "cache" or not queue.context_frames:
+            return
+        spec = work.model.spec
+        sizes = spec.transformers[0]
+        every = set(product(range(sizes.num_layers), range(sizes.num_attention_heads)))
+        # Each branch that all experts need; ranks share out branches only if all need both.
+        branches = range(min(work.request.branches(spec)))
+        for block, branch in product(queue.active(state.round), branches):
+            found = {(layer, head) for layer, _, head in state.left_features.get((block - 1, branch), ())}
+            if block and found != every:
+                raise InputError("it has the keys of one rank's layers only (left_context cache)")
 
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
         work, (_, _, *size) = begun.work, latent_shape(begun.request, begun.work.model.spec)
@@ -57,8 +77,7 @@ class QueueSampler(BlockSampler):
             later=later,
             share=work.share,
             wanted=lambda: goes_on and work.wanted(),
-            # Ranks without the saved state begin with the same round as the first rank.
-            state=begun.state or (QueueState(round=begun.round) if begun.round else None),
+            state=_mine(begun),
         ).blocks(save if begun.save else None)
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:
@@ -70,6 +89,15 @@ class QueueSampler(BlockSampler):
         levels = state.round - queue.lag * blocks[-1], state.round - queue.lag * blocks[0]
         work.progress.queue(blocks[0] + 1, count, levels, queue.num_steps)
         return super().after_round(work, queue, state)
+
+
+def _mine(begun: Begun) -> QueueState | None:
+    """Return the state that this rank resumes from: without frame blocks, except on the first rank."""
+    if not begun.round or begun.queue.left_source != "cache":
+        return begun.state or (QueueState(round=begun.round) if begun.round else None)
+    keys = replace(begun.state, blocks={}) if begun.state else None
+    shared = shared_state(keys, begun.work.predictor, begun.work.model.device)  # by all ranks together
+    return begun.state or shared
 
 
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
