@@ -1,5 +1,6 @@
 """Tiled decodes: equal to diffusers' on any number of ranks, with smaller tiles if memory runs out."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from PIL import Image, ImageSequence
 from torch import Tensor
 
 from messages import says
@@ -93,33 +93,35 @@ def test_whole_pictures_too(model: Any, num_frames: int) -> None:
 @pytest.mark.parametrize("side", [None, 4, 8, 32])
 def test_tiles_cover_the_picture_once(size: tuple[int, int], side: int | None) -> None:
     cut = grid(*size, side)
-    seen = np.zeros(size, int)
-    for tile in cut.tiles:
+    tiles, seen = cut.tiles, np.zeros(size, int)
+    for tile in tiles:
         rows, columns = tile.rows, tile.columns
-        assert side is None or len(cut.tiles) == 1 or max(rows.size, columns.size) <= side
+        assert side is None or len(tiles) == 1 or max(rows.size, columns.size) <= side
         assert rows.stop <= size[0]
         assert columns.stop <= size[1]
         seen[rows.start : rows.start + rows.kept, columns.start : columns.start + columns.kept] += 1
     assert (seen == 1).all()
     for ranks in (1, 2, 5):
         hands = cut.dealt(ranks)
-        assert sorted(number for hand in hands for number in hand) == list(range(len(cut.tiles)))
-        areas = [sum(cut.tiles[number].area for number in hand) for hand in hands]
-        assert max(areas) - min(areas) <= max(tile.area for tile in cut.tiles)
+        assert sorted(number for hand in hands for number in hand) == list(range(len(tiles)))
+        areas = [sum(tiles[number].area for number in hand) for hand in hands]
+        assert max(areas) - min(areas) <= max(tile.area for tile in tiles)
         assert cut.dealt_areas(ranks) == sorted(areas)
-    assert cut.largest_area == max(tile.area for tile in cut.tiles)
-    assert (cut.num_tiles, cut.area) == (len(cut.tiles), sum(tile.area for tile in cut.tiles))
+    assert cut.largest_area == max(tile.area for tile in tiles)
+    assert (cut.num_tiles, cut.area) == (len(tiles), sum(tile.area for tile in tiles))
 
 
 def test_frames_leave_at_once_and_nothing_grows_with_length(model: Any) -> None:
     """A decode holds the same memory at each frame, however long the video is."""
-    import gc
-
     latents = latents_of(model, 16, 8, 8)
     held = []
-    for _ in decoded(model, latents, model.spec.vae.tile_multiple):
-        gc.collect()
-        held.append(sum(o.numel() for o in gc.get_objects() if issubclass(type(o), Tensor)))
+    gc.freeze()  # what is there before the decode is neither searched nor counted
+    try:
+        for _ in decoded(model, latents, model.spec.vae.tile_multiple):
+            gc.collect()
+            held.append(sum(o.numel() for o in gc.get_objects() if issubclass(type(o), Tensor)))
+    finally:
+        gc.unfreeze()
     assert len(held) == 16
     assert max(held[6:]) == max(held[6:11])
 
@@ -249,21 +251,20 @@ decode(model, latents, request.vae_tile, Said(), consume)
 def test_the_allocator_s_own_error(tmp_path: Path) -> None:
     """A memory limit lets torch decode in tiles, but not the whole picture (640 MiB)."""
     folder = save_hunyuan_folder(tmp_path / "model")
-    output = tmp_path / "out" / "video.gif"
+    output = tmp_path / "out" / "video"
     output.parent.mkdir()
     ran = subprocess.run(
         [sys.executable, "-c", LIMITED, str(folder), str(output)],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=120,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
     (warning,) = ran.stdout.splitlines()
     assert says(warning, "memory ran out .. whole picture .. tiles of 128 pixels")
     assert list(output.parent.iterdir()) == [output]
-    with Image.open(output) as video:
-        assert sum(1 for _ in ImageSequence.Iterator(video)) == 17
+    assert len(list(output.glob("*.png"))) == 17
 
 
 class Broken(Exception):
