@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import paradit.engine.microbenchmarks as calibrate_module
 from paradit.attention.registry import Choice
 from paradit.cli.calibrate import calibrate as calibrate_command
 from paradit.cli.commands.calibrate_options import CalibrateOptions
@@ -19,8 +18,9 @@ from paradit.config.requests import Request
 from paradit.distributed import timing
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import World
+from paradit.engine import microbenchmarks
 from paradit.engine.links import measure_pairs
-from paradit.engine.microbenchmarks import Sizes, calibrate
+from paradit.engine.microbenchmarks import Calibration, Sizes, calibrate, measure
 from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
 from paradit.planner.calibration import fit_device, machine_file
@@ -103,8 +103,17 @@ class Heard(Progress):
             self.done.append(event.stage)
 
 
+def measured_briefly(world: World, progress: Progress, sizes: Sizes) -> Calibration:
+    """Run all benchmarks with fewer and shorter timings, on a rank."""
+    vars(microbenchmarks).update(TURNS=3, EXCHANGES=2, LEAST_SECONDS=0.002)
+    return measure(world, progress, sizes)
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> None:
+def test_a_machine_is_measured_and_planned_for(
+    ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microbenchmarks, "measure", measured_briefly)
     report = Heard()
     found = calibrate(ranks, report, TINY)
     assert report.done == ["computing"] + ["messages"] * (ranks > 1)
@@ -131,7 +140,8 @@ def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> No
 
 
 def test_the_command_keeps_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate_module, "calibrate", partial(calibrate, sizes=TINY))
+    monkeypatch.setattr(microbenchmarks, "measure", measured_briefly)
+    monkeypatch.setattr(microbenchmarks, "calibrate", partial(calibrate, sizes=TINY))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert calibrated_cluster(1) is None
     calibrate_command(CalibrateOptions(output=tmp_path / "machine.toml", ranks=1))
