@@ -19,13 +19,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny
+import warm
 from messages import says
 from paradit import __version__
 from paradit.cli.jobs import slug
 from paradit.cli.text import amount, duration
 from paradit.video.reader import read_video
 
-COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
+COLD = [sys.executable, "-m", "paradit"]
 # The command, in an interpreter that reports on stderr if torch was imported.
 NO_TORCH = [
     sys.executable,
@@ -53,8 +54,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    arguments: Sequence[str | Path], folder: Path, command: list[str] = COMMAND
+    arguments: Sequence[str | Path], folder: Path, command: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run the command in an interpreter of its own if one is given, and otherwise warm."""
+    if command is None:
+        return warm.run(arguments, folder, ENV)
     return subprocess.run(
         [*command, *map(str, arguments)],
         cwd=folder,
@@ -412,7 +416,9 @@ def test_a_video_and_its_latents(model: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
     ended = run(
-        ["generate", "A red circle!", "--model", model, "--latents", "l.safetensors", "--seed", "7"], tmp_path
+        ["generate", "A red circle!", "--model", model, "--latents", "l.safetensors", "--seed", "7"],
+        tmp_path,
+        COLD,
     )
     assert ended.returncode == 0, ended.stderr
     assert names(tmp_path) == ["a-red-circle-seed7.mp4", "l.safetensors"]
@@ -496,24 +502,17 @@ def test_each_of_several_seeds_gives_its_own_video(model: Path, tmp_path: Path) 
     assert {"v-00.mkv", "v-01.mkv"} < {*names(tmp_path)}
 
 
-def start(arguments: Sequence[str | Path], folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, "generate", "a", "--json", *map(str, arguments)],
-        cwd=folder,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(arguments: Sequence[str | Path], folder: Path) -> warm.Warm | subprocess.Popen[str]:
+    return warm.start(["generate", "a", "--json", *arguments], folder, ENV)
 
 
-def wait_for_step(process: subprocess.Popen[str], stage: str) -> None:
+def wait_for_step(process: warm.Warm | subprocess.Popen[str], stage: str) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)
         if event["event"] == "step" and event["stage"] == stage:
             return
-    raise AssertionError(process.communicate()[1])
+    raise AssertionError(process.communicate(timeout=30)[1])
 
 
 def test_ctrl_c_while_denoising(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import warm
 from paradit.attention.registry import FORMS
 from paradit.config.methods.registry import METHODS
 
@@ -53,15 +54,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def said(names: dict[str, Any], folder: Path, *arguments: str) -> list[dict[str, Any]]:
     """Return the events of a command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "paradit", *arguments],
-        env=names["environment"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = warm.run(arguments, folder, names["environment"])
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

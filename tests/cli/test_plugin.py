@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5EncoderModel
 
 import paradit
+import warm
 from messages import says
 from paradit.attention.registry import FORMS, Choice
 from paradit.attention.timing import layer
@@ -128,7 +129,7 @@ def test_makes_the_videos_of_diffusers_on_one_and_two_ranks(
         (["--ranks", "2", "--attention", "gathered"], env | {"PARADIT_LAUNCHER": "interpreters"}),
     )
     for options, environ in ways:
-        done = command(environ, *words, "--latents", "l.safetensors", "-o", "v.mp4", *options, cwd=tmp_path)
+        done = warm.run([*words, "--latents", "l.safetensors", "-o", "v.mp4", *options], tmp_path, environ)
         assert done.returncode == 0, done.stderr
         made = load_file(tmp_path / "l.safetensors")["latents"]
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
@@ -141,7 +142,7 @@ def test_a_method_makes_videos_on_one_and_two_ranks(env: dict[str, str], tmp_pat
     made = []
     for ranks in ([], ["--ranks", "2"]):
         files = ["--latents", "l.safetensors", "-o", "v.mp4"]
-        done = command(env, *words, *files, *ranks, cwd=tmp_path)
+        done = warm.run([*words, *files, *ranks], tmp_path, env)
         assert done.returncode == 0, done.stderr
         made.append(load_file(tmp_path / "l.safetensors")["latents"])
     assert made[0].shape[2] == 5

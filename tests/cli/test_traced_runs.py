@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import warm
 from paradit.config.placement import Placement
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution
@@ -22,20 +22,12 @@ from runs import Command
 from tiny import save_folder
 from trace_checks import check_rows, lies_in, only
 
-COMMAND = [sys.executable, "-m", "paradit"]
-
-
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 STEPS, PROMPTS = 2, ["a red circle", "a blue square", "a green ring"]
 
 
 def command(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder, env={**ENV, **env}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return warm.run(arguments, folder, ENV | env)
 
 
 @pytest.fixture(scope="module")

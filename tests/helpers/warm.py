@@ -1,8 +1,8 @@
-"""Fast starts of `paradit` commands: each is forked from a process with torch and diffusers loaded.
+"""Fast starts of `paradit` commands and of scripts: each is forked from a process with diffusers loaded.
 
-Those imports take most of the time of a small run. The server from which a command forks its ranks is itself
-forked from the command. Which modules are imported when, and how a command and its ranks start cold, is
-tested in tests/cli/test_cli.py.
+Its imports take most of the time of a small run. The server from which a command forks its ranks is itself
+forked from the command. Which modules are imported when, and how a command starts cold, is tested in
+tests/cli/test_cli.py; its ranks start cold in tests/cli/test_streams.py.
 """
 
 from __future__ import annotations
@@ -22,23 +22,40 @@ from contextlib import suppress
 from functools import cache
 from multiprocessing import util
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
 
-SERVER = "import sys; sys.path.append(sys.argv[2]); import warm; warm.serve(int(sys.argv[1]))"
+SERVER = (
+    "import sys; sys.path.append(sys.argv[2]); import warm; "
+    "program = warm.serve(int(sys.argv[1])); sys.path.pop(); exec(program)"
+)
 COMMAND = "from paradit.cli.main import main; main()"
 
 
 class Warm:
-    """A running `paradit` command, with the interface of `subprocess.Popen` that tests use."""
+    """A running `paradit` command or script, with the interface of `subprocess.Popen` that tests use."""
 
-    def __init__(self, arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        folder: Path,
+        env: Mapping[str, str],
+        script: Path | None = None,
+    ) -> None:
+        """Start the command with these arguments, or a script with them."""
         told, telling = os.pipe()
         status, keeping = os.pipe()
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with this object)
-        asked = {"arguments": [*map(str, arguments)], "folder": str(folder), "env": dict(env)}
-        socket.send_fds(_server(), [json.dumps(asked).encode()], [telling, self._errors.fileno(), keeping])
+        asked = {
+            "arguments": [*map(str, arguments)],
+            "folder": str(folder),
+            "env": dict(env),
+            "script": str(script) if script else None,
+        }
+        server = _server(env.get("PYTHONPATH"))
+        socket.send_fds(server, [json.dumps(asked).encode()], [telling, self._errors.fileno(), keeping])
         os.close(telling)
         os.close(keeping)
         self.stdout, self._status = os.fdopen(told), os.fdopen(status)
@@ -80,13 +97,14 @@ def run(
 
 
 def start(
-    arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]
+    arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str], script: Path | None = None
 ) -> Warm | subprocess.Popen[str]:
-    """Start a command; cold if there is a GPU, because CUDA does not survive a fork."""
+    """Start a command or a script; cold if there is a GPU, because CUDA does not survive a fork."""
     if not torch.cuda.is_available():
-        return Warm(arguments, folder, env)
+        return Warm(arguments, folder, env, script)
+    program = [str(script)] if script else ["-c", COMMAND]
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments],
+        [sys.executable, *program, *map(str, arguments)],
         cwd=folder,
         env=env,
         stdout=subprocess.PIPE,
@@ -96,16 +114,11 @@ def start(
 
 
 @cache
-def _server() -> socket.socket:
+def _server(path: str | None) -> socket.socket:
+    """Return the socket of a server whose interpreter started with this PYTHONPATH."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    started = [
-        sys.executable,
-        "-c",
-        SERVER + "; sys.path.pop(); " + COMMAND,
-        str(its.fileno()),
-        str(Path(__file__).parent),
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [sys.executable, "-c", SERVER, str(its.fileno()), str(Path(__file__).parent)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": path} if path else {})}
     process = subprocess.Popen(started, env=env, pass_fds=[its.fileno()])
     its.close()
     atexit.register(process.wait)
@@ -113,8 +126,8 @@ def _server() -> socket.socket:
     return mine
 
 
-def serve(number: int) -> None:
-    """Fork a process for each command that is requested; returns only there, with its `sys.argv` set."""
+def serve(number: int) -> CodeType:
+    """Fork a process for each program that is requested; returns it only there, with its `sys.argv` set."""
     import paradit.engine.rank
     import paradit.models.hunyuan_video.adapter
     import paradit.models.wan.adapter  # noqa: F401
@@ -136,8 +149,13 @@ def serve(number: int) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["env"])
+    tempfile.tempdir = None  # it is looked up again, by this environment
     sys.argv[1:] = asked["arguments"]
     util.spawnv_passfds = _forking(util.spawnv_passfds)
+    if script := asked["script"]:
+        sys.argv[0] = sys.modules["__main__"].__file__ = script
+        return compile(Path(script).read_text(), script, "exec")
+    return compile(COMMAND, "<string>", "exec")
 
 
 def _forking(start: Callable[[bytes, Sequence[str], Sequence[int]], int]) -> Any:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import paradit
+import warm
 from paradit import Engine, InputError, JobCancelled, JobError, Placement, Request
 from paradit.engine.engine_job import EngineJob
 from paradit.engine.events import Doing, Finished, Restarted
@@ -228,19 +229,24 @@ time.sleep(1000)
 
 @pytest.mark.parametrize("steps", [1, 1000])
 def test_ranks_end_with_their_engine_s_process(model: Path, tmp_path: Path, steps: int) -> None:
-    """Ranks end whether idle or at work; the script needs no main guard."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    source = str(Path(paradit.__file__).parent.parent)
-    process = subprocess.Popen(
-        [sys.executable, "script.py", str(model), str(steps)],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    """Ranks end whether idle or at work; the script, which starts cold in one case, needs no main guard."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process: warm.Warm | subprocess.Popen[str]
+    if steps == 1:
+        source = str(Path(paradit.__file__).parent.parent)
+        process = subprocess.Popen(
+            [sys.executable, script, str(model), str(steps)],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    else:
+        process = warm.start([model, str(steps)], tmp_path, os.environ, script)
     assert process.stdout
     pids = [int(pid) for pid in process.stdout.readline().split()]
     if steps == 1:
         assert process.stdout.readline() == "a.mp4\n"
     process.kill()
-    process.wait()
+    process.communicate(timeout=PATIENCE)
     assert len(pids) == 2
     wait_for(lambda: not any(_lives(pid) for pid in pids))
 
@@ -278,13 +284,9 @@ def test_engines_that_are_interrupted_or_left_open_end(
     model: Path, tmp_path: Path, program: str, ranks: int
 ) -> None:
     """Ctrl-C while `with` waits cancels the jobs; so does the end of a script that closes no engine."""
-    (tmp_path / "script.py").write_text(program)
-    source = str(Path(paradit.__file__).parent.parent)
-    process = subprocess.Popen(
-        [sys.executable, "script.py", str(model), str(ranks)],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    process = warm.start([model, str(ranks)], tmp_path, os.environ, script)
     assert process.stdout
     process.stdout.readline()
     if program == INTERRUPTED:
