@@ -220,7 +220,7 @@ def zipped(pickle: bytes) -> bytes:
 
 
 def legacy(pickle: bytes) -> bytes:
-    parts = (0x1950A86A20F9469CFC6C, 1001, {})
+    parts: tuple[object, ...] = (0x1950A86A20F9469CFC6C, 1001, {})
     return b"".join(pickles.dumps(part, 2) for part in parts) + pickle + pickles.dumps([], 2)
 
 
