@@ -8,6 +8,7 @@ import pytest
 from rich.progress import Task, TaskID
 
 from paradit.cli import reporters
+from paradit.cli.bars import RateColumn
 from paradit.cli.reporters import JsonReporter, Reporter, SilentReporter, TerminalReporter
 from paradit.engine.events import EVENTS, Began, Doing, Failed, Log, Missed, Wrote
 from paradit.progress import Event, StageEnded, StageStarted, Stepped
@@ -78,7 +79,7 @@ def test_the_rate_is_that_of_this_process(
 def test_the_rate_of_a_bar_is_that_of_this_process() -> None:
     task = Task(TaskID(0), "denoise", total=50, completed=42, _get_time=lambda: 20.0, fields={"resumed": 40})
     task.start_time = 0.0
-    assert reporters._RateColumn().render(task).plain == "20.0 s, 0.1 steps/s, 80.0 s left"
+    assert RateColumn().render(task).plain == "20.0 s, 0.1 steps/s, 80.0 s left"
 
 
 def test_a_stage_that_begins_again_has_one_bar() -> None:

@@ -12,11 +12,9 @@ from types import TracebackType
 from typing import Any, Self, assert_never, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Column
-from rich.text import Text
 
+from paradit.cli.bars import progress_bars
 from paradit.cli.text import duration, memory_text, plan_text, queue_text, result_text
 from paradit.engine.events import (
     AnyEvent,
@@ -313,14 +311,7 @@ class TerminalReporter(Reporter):
 
     def _live(self) -> Bars:
         if self._bars is None:
-            self._bars = Bars(
-                TextColumn("{task.description:<8}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                _RateColumn(),
-                console=self._console,
-                redirect_stdout=False,  # results are for stdout, wherever it goes
-            )
+            self._bars = progress_bars(self._console)
             self._bars.start()
         return self._bars
 
@@ -367,29 +358,6 @@ class TerminalReporter(Reporter):
             self._bars.stop()
             self._bars = None
             self._tasks.clear()
-
-
-class _RateColumn(ProgressColumn):
-    """Text column after a progress bar: seconds, rate and time left (`12.3 s, 2.41 steps/s, 8.1 s left`).
-
-    A stage of one step shows only its seconds; a long video's frame blocks, the state of their queue.
-    """
-
-    def get_table_column(self) -> Column:
-        return Column(no_wrap=True)
-
-    def render(self, task: Task) -> Text:
-        if "queue" in task.fields:
-            return Text(task.fields["queue"])
-        elapsed = task.finished_time if task.finished else task.elapsed
-        parts = [duration(elapsed or 0.0)]
-        own = task.completed - task.fields.get("resumed", 0)
-        if task.total and task.total > 1 and elapsed and own > 0:
-            rate = own / elapsed
-            parts.append(f"{rate:.3g} steps/s")
-            if not task.finished:
-                parts.append(f"{duration((task.total - task.completed) / rate)} left")
-        return Text(", ".join(parts))
 
 
 def make_reporter(as_json: bool, *, silent: bool = False) -> Reporter:
