@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from messages import says
 from paradit.sampling.solver_state import SolverState
@@ -170,7 +171,7 @@ def test_the_second_ctrl_c_ends_at_once(model: Path, folder: Path) -> None:
 
 
 def test_latents_that_are_poisoned(model: Path, folder: Path, whole: Path) -> None:
-    """A request with NaN latents fails alone, and its error names the step."""
+    """Requests with NaN latents fail alone: in a checkpoint, with the step, and to be decoded."""
     command = Command(folder, *arguments(model, *APART))
     command.until_event("request", index=2)
     command.until(lambda told: told["event"] == "step" and told["stage"] == "denoise" and told["done"] == 9)
@@ -179,13 +180,16 @@ def test_latents_that_are_poisoned(model: Path, folder: Path, whole: Path) -> No
     kept = SolverState.from_bytes(checkpoint.read_bytes())
     kept.latents[0, 0, 0, 0, 0] = torch.nan
     checkpoint.write_bytes(kept.to_bytes())
+    save_file({"latents": kept.latents}, run_folder(folder) / "00003.safetensors")
     resumed = Command(folder, "resume")
     assert resumed.end()[0] == 1
-    (failed,) = [told for told in resumed.told if told["event"] == "failed"]
-    assert f"the latents are not finite after step {kept.step + 1}" in failed["message"]
+    failed = {told["index"]: told["message"] for told in resumed.told if told["event"] == "failed"}
+    assert "the saved latents are not finite" in failed.pop(3)
+    (index, message), *more = failed.items()
+    assert not more and f"the latents are not finite after step {kept.step + 1}" in message
     steps = [(told["done"], told["resumed"]) for told in resumed.told if told["event"] == "step"]
     assert (kept.step, kept.step) in steps
-    sound = [number for number in range(len(PROMPTS)) if number != failed["index"]]
+    sound = [number for number in range(len(PROMPTS)) if number not in (index, 3)]
     shutil.rmtree(folder / "paradit-runs", ignore_errors=True)
     same_videos(folder, whole, sound)
 

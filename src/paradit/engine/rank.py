@@ -269,7 +269,9 @@ class _Rank:
         latents, open_ = self._latents_of(order), self._open[order.number]
         open_.is_through = True
         if isinstance(latents, Tensor) and not latents.isfinite().all():
-            return  # the request has ended early, and that was reported
+            if order.is_denoised and self._writes:
+                self._end_early(order, FloatingPointError("the saved latents are not finite"))
+            return  # else the request has ended early, and that was reported
         progress, tile = self._telling(order if self._writes else None), order.job.request.vae_tile
         write = partial(self._write, order, latents, progress)
         try:
