@@ -15,6 +15,7 @@ from torch import Tensor
 
 import small_open_sora_plan
 from allocated import allocated_peak
+from denoised_memory import estimated_of_peak, save_model
 from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, ResolvedRequest
@@ -79,6 +80,23 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     estimated = parts["latents"] + parts["text_cache"] + parts["activations"]
     # Parts that are small beside the tokens of a published model matter here: bf16 predictions count as fp32.
     assert 0.98 < estimated / peak < 1.04, f"{estimated / peak:.3f}"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "fifo"},
+        {"method": "windowed"},
+        {"method": "dualparal", "lag": 2},
+        {"method": "dualparal", "lag": 1, "left_context": "cache"},
+        {"method": "dualparal", "lag": 1, "left_level": "one-cleaner", "context_timesteps": "true"},
+    ],
+    ids=lambda asked: " ".join(map(str, asked.values())),
+)
+def test_denoising_in_frame_blocks(asked: dict[str, object], tmp_path: Path) -> None:
+    """Beside what is estimated there are the tables of schedulers, and on a CPU the pool of noise."""
+    ratio = estimated_of_peak(None, save_model(tmp_path), asked, Placement())
+    assert 0.93 < ratio < 1.02, f"{ratio:.3f}"
 
 
 def wan_decoding(channels: int, frames: int, side: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -234,13 +235,17 @@ def test_memory_does_not_grow_with_the_length() -> None:
     assert [parts["weights"] for parts in by_rank[1:]] == pytest.approx([transformer / 3] * 2)
     # Keys and values of two frames, of both branches, in a rank's ten layers.
     assert by_rank[1]["keys"] == 2 * 2 * 10 * 2 * SPEC.tokens(1, 96, 160) * 1536 * 2
-    # With left contexts from the cache, also those of each of the 6 blocks in the queue.
+    # With left contexts from the cache, also those of the 6 blocks in the queue and of the last finished one.
     kept = by_rank_of(placement, request(100, left_context="cache"))
-    assert kept[1]["keys"] == 7 * by_rank[1]["keys"]
+    assert kept[1]["keys"] == 8 * by_rank[1]["keys"]
     # With a lag of 2, the queue has only 3 blocks.
     fewer = by_rank_of(placement, request(100, left_context="cache", lag=2))
-    assert fewer[1]["keys"] == 4 * by_rank[1]["keys"]
-    assert 2 * fewer[0]["latents"] == kept[0]["latents"]
+    assert fewer[1]["keys"] == 5 * by_rank[1]["keys"]
+    # Five tensors of each of these blocks, one of the block that joins, two of the block that is computed.
+    frame = 4 * prod(SPEC.vae.latent_shape(1, 96, 160))
+    assert kept[0]["latents"] == (7 * 5 + 1 + 2) * 5 * frame
+    assert fewer[0]["latents"] == (4 * 5 + 1 + 2) * 5 * frame
+    assert kept[1]["latents"] == 0
     wider = by_rank_of(placement, request(100, width=320))
     assert all(more["peak"] >= less["peak"] for more, less in zip(wider, by_rank, strict=True))
 

@@ -32,6 +32,8 @@ class FlowScheduler:
     """Whether the class takes a list of timesteps; HunyuanVideo needs such a class."""
     evaluations: int = 1
     """Number of evaluations of the model in a step; the last step has one, whatever this number is."""
+    holds: int = 0
+    """Number of tensors as large as the latents that the class keeps from one step to the next."""
     whole_timesteps: bool = False
     """Whether the class rounds the timesteps that the model gets down to whole numbers."""
 
@@ -46,6 +48,7 @@ FLOW_SCHEDULERS = {
         help="multistep, the default of Wan",
         shift="flow_shift",
         config=_MULTISTEP,
+        holds=3,  # two model outputs, and the sample before the step
         whole_timesteps=True,
     ),
     "euler": FlowScheduler(class_name="FlowMatchEulerDiscreteScheduler", help="the default of HunyuanVideo"),
@@ -55,6 +58,7 @@ FLOW_SCHEDULERS = {
         help="two evaluations a step",
         takes_timesteps=False,
         evaluations=2,
+        holds=2,
     ),
     "dpm++": FlowScheduler(
         class_name="DPMSolverMultistepScheduler",
@@ -62,6 +66,7 @@ FLOW_SCHEDULERS = {
         shift="flow_shift",
         config=_MULTISTEP,
         takes_timesteps=False,
+        holds=2,
         whole_timesteps=True,
     ),
     "deis": FlowScheduler(
@@ -70,6 +75,7 @@ FLOW_SCHEDULERS = {
         shift="flow_shift",
         config=_MULTISTEP,
         takes_timesteps=False,
+        holds=2,
         whole_timesteps=True,
     ),
 }

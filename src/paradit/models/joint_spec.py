@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import prod
 
 from paradit.models.spec import TransformerSpec
-from paradit.models.vae_spec import FP32_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,5 @@ class JointTransformerSpec(TransformerSpec):
 
         Rotary tables are held twice, with and without the text.
         """
-        rotary_tables = 2 * self.attention_head_dim * FP32_BYTES
         both = super().activation_bytes(tokens + text_tokens, text_tokens, dtype_bytes)
-        return both + tokens * rotary_tables
+        return both + tokens * self.rotary_bytes

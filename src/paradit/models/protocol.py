@@ -133,6 +133,13 @@ class SplitTransformer(ABC, Generic[T, C, L]):
     def join(self, contexts: Sequence[C]) -> C:
         """Merge several batches of encoded prompts, in the form that `context` returns, into one batch."""
 
+    def separate(self, joined: C, contexts: Sequence[C]) -> Sequence[C]:  # noqa: ARG002
+        """Return `contexts` as parts of `joined`, into which `join` has copied them, to free their memory.
+
+        A family whose contexts are large overrides this.
+        """
+        return contexts
+
     @abstractmethod
     def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:
         """Embed latents [B, C, F, H, W] as tokens, the input of the first block."""

@@ -170,8 +170,12 @@ class TransformerSpec:
         rounded = dtype_bytes if dtype_bytes < FP32_BYTES else 0
         rotating = self.width * (5 * dtype_bytes + 2 * FP32_BYTES + rounded)
         feed_forward = (5 * self.width + 2 * self.ffn_dim) * dtype_bytes
-        rotary_tables = 2 * self.attention_head_dim * FP32_BYTES
-        return tokens * (max(rotating, feed_forward) + rotary_tables)
+        return tokens * (max(rotating, feed_forward) + self.rotary_bytes)
+
+    @property
+    def rotary_bytes(self) -> int:
+        """Number of bytes of a token's rotations, for RoPE."""
+        return 2 * self.attention_head_dim * FP32_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,11 +234,13 @@ class ModelSpec:
     """Text that every prompt is put into, in place of `{}`, before it is encoded; not a negative prompt."""
     one_timestep: bool = False
     """Whether all tokens of a video must have the same timestep."""
-    latents_held: int = 5
-    """Number of tensors as large as the latents that are in memory while the transformer runs.
+    latents_held: int = 1
+    """Number of tensors as large as the latents that are in memory while the transformer runs, beside the
+    latents themselves and what the scheduler keeps: the prediction of another guidance branch."""
+    scheduler_holds: int = 3
+    """Number of tensors as large as the latents that the model's scheduler keeps from one step to the next.
 
-    They are the sample, the prediction of another guidance branch, and three that a multistep scheduler
-    keeps: two earlier predictions and the previous sample.
+    A multistep scheduler keeps two earlier predictions and the previous sample.
     """
 
     @property
@@ -310,6 +316,8 @@ class ModelSpec:
         tile: int | None = None,
         decode_ranks: int = 1,
         encoded_frames: int = 0,
+        latents: int | None = None,
+        by_frame: bool = False,
     ) -> dict[str, int]:
         """Estimate a rank's memory when it runs `stages` of a video: the bytes of each use, and the peak.
 
@@ -317,20 +325,22 @@ class ModelSpec:
         cached: the number of guidance branches whose text the rank keeps. at_once: the number of guidance
         branches that the rank computes in one batch. decode_ranks: the number of ranks that share the tiles.
         encoded_frames: the number of frames of pictures that the rank encodes at once; if it encodes any, the
-        result also has the bytes of "conditions".
+        result also has the bytes of "conditions". latents: the bytes of latents while denoising; None: those
+        of a video as a whole. by_frame: whether each latent frame has a timestep of its own.
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
         weights = self.weight_bytes(dtype_bytes, stages)
         latent_shape = self.vae.latent_shape(num_frames, height, width)
-        latents = prod(latent_shape) * FP32_BYTES
+        latent_bytes = prod(latent_shape) * FP32_BYTES
         parts = {"weights": weights, "text_cache": 0, "activations": 0, "latents": 0, "decode": 0}
         if "decode" in stages:
             # The latents as received, and the copy that the decoder reads.
-            parts["latents"] = 2 * latents
+            parts["latents"] = 2 * latent_bytes
             parts["decode"] = self.vae.decode_bytes(height, width, tile, decode_ranks)
         if "denoise" in stages:
-            parts["latents"] = self.latents_held * latents
+            whole = (1 + self.scheduler_holds + self.latents_held) * latent_bytes
+            parts["latents"] = whole if latents is None else latents
             # Only the expert that is running caches text.
             values = max(t.cached_values(self.text_length) for t in self.transformers)
             parts["text_cache"] = cached * values * dtype_bytes
@@ -338,7 +348,8 @@ class ModelSpec:
                 at_once * t.activation_bytes(held, self.text_length, dtype_bytes)
                 # Every rank embeds all tokens.
                 + (tokens - held) * t.width * dtype_bytes
-                + self._modulation_bytes(t, latent_shape[1], tokens, dtype_bytes)
+                + (self.expand_timesteps or by_frame)
+                * _modulation_bytes(t, latent_shape[1], tokens, dtype_bytes)
                 for t in self.transformers
             )
         if encoded_frames:
@@ -357,16 +368,15 @@ class ModelSpec:
         largest = max(t.width * max(t.ffn_dim, 6 * t.width) for t in self.transformers)
         return largest * (2 * FP32_BYTES + 2 * dtype_bytes)
 
-    def _modulation_bytes(self, spec: TransformerSpec, frames: int, tokens: int, dtype_bytes: int) -> int:
-        """Return the bytes of a video's time embeddings and modulation; 0 if all tokens share a timestep.
 
-        frames: the number of latent frames.
-        """
-        if not self.expand_timesteps:
-            return 0
-        # A row for each frame of tokens, a layer's own rows, and the number of each token's row.
-        rows = max(LEAST_ROWS, frames // spec.patch_size[0])
-        return rows * spec.width * (dtype_bytes + 12 * FP32_BYTES) + tokens * INDEX_BYTES
+def _modulation_bytes(spec: TransformerSpec, frames: int, tokens: int, dtype_bytes: int) -> int:
+    """Return the bytes of a video's time embeddings and modulation, if each frame has its own timestep.
+
+    frames: the number of latent frames.
+    """
+    # A row for each frame of tokens, a layer's own rows, and the number of each token's row.
+    rows = max(LEAST_ROWS, frames // spec.patch_size[0])
+    return rows * spec.width * (dtype_bytes + 12 * FP32_BYTES) + tokens * INDEX_BYTES
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:

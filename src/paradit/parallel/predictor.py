@@ -26,14 +26,18 @@ class Branches:
         self._transformer, self._prompts = transformer, prompts
 
     @cached_property
-    def each(self) -> list[Context]:
+    def each(self) -> Sequence[Context]:
         """Prompts as the transformer blocks read them, one for each guidance branch."""
         return [self._transformer.context(*prompt) for prompt in self._prompts]
 
     @cached_property
     def joined(self) -> Context:
         """Prompts of all guidance branches as one batch, as the transformer blocks read it."""
-        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
+        if len(self._prompts) == 1:
+            return self.each[0]
+        joined = self._transformer.join(self.each)
+        self.__dict__["each"] = self._transformer.separate(joined, self.each)  # frees what was copied
+        return joined
 
 
 class Predictor(Protocol):

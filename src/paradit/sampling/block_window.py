@@ -73,7 +73,11 @@ class Window:
         self.own = range(own, own + step.frames * self.tokens)
         """Range of the frame block's own tokens among the tokens that are computed, some of which may be
         context."""
-        self.own_layout = transformer.layout((step.frames, *size))
+        # Its own rotations would be further tables in memory: these are views.
+        self.own_layout = replace(
+            transformer.layout((step.frames, *size)),
+            rope=self.layout.rope.shard(self.own.start, self.own.stop),
+        )
 
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))

@@ -143,7 +143,8 @@ def _joining(
 ) -> _Frame:
     """Return a frame of noise, with a new scheduler, that joins the queue."""
     block, place = divmod(frame, queue.block_frames)
-    latents = noise.block(block)[:, :, place : place + 1].to(model.device)
+    # A copy: a view would keep the whole block in memory.
+    latents = noise.block(block)[:, :, place : place + 1].clone().to(model.device)
     return _Frame(latents, model.scheduler(request))
 
 

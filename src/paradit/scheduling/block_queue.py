@@ -159,6 +159,15 @@ class BlockQueue:
         frames = self.block_frames + 2 * self.context_frames
         return frames if self.num_frames is None else min(frames, self.num_frames)
 
+    def most_computed(self, experts: int = 1) -> int:
+        """Return the largest number of latent frames that go through the transformer in one block-step.
+
+        experts: number of the model's experts. One cannot use keys that another computed.
+        """
+        sides = 2 if experts > 1 else int(self.left_source == "latents")
+        frames = self.block_frames + sides * self.context_frames
+        return frames if self.num_frames is None else min(frames, self.num_frames)
+
     def frames_of(self, block: int) -> int:
         """Return the number of latent frames in a frame block."""
         if self.num_frames is None:

@@ -9,18 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from paradit.attention.registry import AUTO
 from paradit.config.encoded_pictures import frames_encoded_at_once
 from paradit.config.errors import InputError
-from paradit.config.limits import MAX_RANKS
+from paradit.config.limits import MAX_FRAMES, MAX_RANKS
 from paradit.config.methods.blocks import BlockOptions, BlocksRequest, InBlocks, with_later_prompts
 from paradit.config.methods.full import is_long
-from paradit.config.methods.method import layer_costs, resolve
+from paradit.config.methods.method import frame_bytes, layer_costs, resolve, scheduler_holds
 from paradit.config.options import Option
 from paradit.config.placement import Placement, divisors
-from paradit.config.requests import Request, ResolvedRequest, frames_at_once, latent_shape
+from paradit.config.requests import Request, ResolvedRequest, latent_shape
 from paradit.config.steps import MAX_STEPS, Steps
 from paradit.config.values import Values
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec, stage_of
-from paradit.models.vae_spec import FP32_BYTES
 from paradit.scheduling.block_queue import ONE_CLEANER, SAME_LEVEL, BlockQueue
 from paradit.scheduling.layer_pipeline import (
     PipelineGrid,
@@ -28,6 +27,9 @@ from paradit.scheduling.layer_pipeline import (
     used_share,
     usual_lag,
 )
+
+HOPS = 2
+"""Number of tensors of hidden states that may be on their way to a rank, or from it, while it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,11 +243,13 @@ class DualParal(InBlocks):
         """
         stages, ranks = placement.stages_of(rank), placement.denoise_ranks
         encodes = "conditions" in placement.work_of(rank)
-        size = (frames_at_once(request, spec), request.height, request.width)
+        queue, transformer = request.queue(spec), spec.transformers[0]
+        computed = queue.most_computed(len(spec.transformers))
+        size = ((computed - 1) * spec.vae.temporal_compression + 1, request.height, request.width)
         grid = self.grid(placement, request, spec)
         place = ranks.index(rank) if rank in ranks else 0
         branches = request.num_branches(spec) // grid.cfg_degree
-        shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
+        shares = Shares.equal(spec.tokens(*size), transformer.num_attention_heads, grid.sharers)
         parts = spec.rank_memory_bytes(
             *size,
             dtype_bytes,
@@ -255,31 +259,51 @@ class DualParal(InBlocks):
             at_once=1,
             tile=request.vae_tile,
             encoded_frames=frames_encoded_at_once(request, spec) if encodes else 0,
+            by_frame=queue.true_timesteps,
         )
         if "denoise" not in stages:
             return {**parts, "keys": 0}
-        channels, _, height, width = latent_shape(request, spec)
-        queue, transformer = request.queue(spec), spec.transformers[0]
         held = len(self.layers(placement, request, spec)[grid.slice_of(place)])
         part = held / transformer.num_layers
         # `rank_memory_bytes` has counted all layers.
         whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes
         parts["weights"] -= round(whole * (1 - part))
         parts["text_cache"] = round(parts["text_cache"] * part)
-        tokens = spec.tokens(1, request.height, request.width)
         # A rank that shares tokens keeps the keys of the heads that it works on.
+        tokens = spec.tokens(1, request.height, request.width)
         keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
-        active = min(queue.full, queue.num_blocks or queue.full)
-        # Keys of the right neighbour's first frames; with a cached left context, also of each block's last.
-        parts["keys"] = keys * (1 + active * (queue.left_source == "cache")) // grid.sharers
-        # The first rank holds every block in the queue: its latents at two levels, and its solver's state.
-        block = channels * queue.block_frames * height * width * FP32_BYTES
-        parts["latents"] = 5 * active * block if rank == ranks[0] else 0
+        cached = min(_kept_blocks(queue), (queue.num_blocks or MAX_FRAMES) - 1)
+        parts["keys"] = keys * (1 + cached * (queue.left_source == "cache")) // grid.sharers
+        hops = _hops(grid, place) * shares.tokens[grid.place(place)] * transformer.width * dtype_bytes
+        # Windows without context on one side, or on both, have rotary tables of their own.
+        tables = 3 * (queue.context_frames > 0) * queue.window_frames * tokens * transformer.rotary_bytes
+        parts["activations"] += hops + tables
+        parts["latents"] = self._latents(request, spec, grid, place, computed)
         denoise = parts["text_cache"] + parts["activations"]
         # A rank that also decodes does so between two denoising steps of frame blocks.
         working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
         working = max(working, parts.get("conditions", 0))  # pictures are encoded before that
         return {**parts, "peak": parts["weights"] + max(working, spec.merging_bytes(dtype_bytes, stages))}
+
+    def _latents(
+        self, request: QueueRequest, spec: ModelSpec, grid: PipelineGrid, place: int, computed: int
+    ) -> int:
+        """Estimate the bytes of latents on a denoise rank, and of all that is as large as they are.
+
+        place: the rank's index among the denoise ranks. computed: the number of latent frames that go through
+        the transformer at once.
+        """
+        if grid.slice_of(place):
+            return 0
+        frames = (1 + spec.latents_held) * computed
+        if place == 0:
+            queue, levels = request.queue(spec), 2
+            kept = _kept_blocks(queue)
+            blocks = kept * (levels + scheduler_holds(request, spec))
+            # The next block may join before the last step of the first one is collected.
+            blocks += (queue.num_blocks or kept + 1) > kept
+            frames += blocks * queue.block_frames
+        return frames * frame_bytes(request, spec)
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
         """Return values for `--dry-run`: how the video divides into frame blocks, and how busy ranks are."""
@@ -355,6 +379,20 @@ def num_slices(placement: Placement) -> int | None:
 def with_slices(placement: Placement, slices: int | None) -> Placement:
     """Return a copy of the placement with the layers divided into this many slices."""
     return replace(placement, method_options=Values(pipeline_degree=slices))
+
+
+def _kept_blocks(queue: BlockQueue) -> int:
+    """Return the most frame blocks that are kept: those in the queue, and the last finished one."""
+    return min(queue.full + 1, queue.num_blocks or queue.full + 1)
+
+
+def _hops(grid: PipelineGrid, place: int) -> int:
+    """Return how many tensors of hidden states on their way to and from other layer slices a rank holds.
+
+    place: the rank's index among the denoise ranks.
+    """
+    layer_slice = grid.slice_of(place)
+    return HOPS * (layer_slice > 0) + HOPS * (layer_slice < grid.num_slices - 1)
 
 
 def _num_layers(spec: ModelSpec) -> int:

@@ -28,6 +28,7 @@ from paradit.config.requests import (
 from paradit.config.values import Value
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec
+from paradit.models.vae_spec import FP32_BYTES
 from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
 
 
@@ -58,6 +59,9 @@ class Method(Declares):
     """Whether each frame block has its own scheduler, which must evaluate the model once per step."""
     divides_layers = False
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
+
+    timesteps_by_frame = False
+    """Whether each latent frame has a timestep of its own, whatever the model."""
 
     by_ranks: tuple[str, ...] = ()
     """Names of request options whose defaults depend on the ranks that make the video."""
@@ -180,10 +184,18 @@ class Method(Declares):
                 at_once=1 if in_turn else branches,
                 tile=request.vae_tile,
                 decode_ranks=placement.decode_degree,
+                latents=self.latents_bytes(request, spec, dtype_bytes),
+                by_frame=self.timesteps_by_frame,
                 encoded_frames=encoded if "conditions" in placement.work_of(rank) else 0,
             )
             for rank in range(placement.ranks)
         ]
+
+    def latents_bytes(self, request: ResolvedRequest, spec: ModelSpec, dtype_bytes: int) -> int:  # noqa: ARG002
+        """Estimate the bytes of latents on a rank that denoises, and of all that is as large as they are."""
+        frames = request.window_frames(latent_shape(request, spec)[1])
+        held = 1 + scheduler_holds(request, spec) + spec.latents_held
+        return held * frames * frame_bytes(request, spec)
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
         """Yield ways to divide a video's work over the same ranks, as placements, the simplest first.
@@ -282,6 +294,18 @@ class Method(Declares):
         if not able:
             raise InputError(f"no method has the option {foreign[0]}")
         raise InputError(f"method {self.name} does not take {' and '.join(foreign)}: use method {able[0]}")
+
+
+def frame_bytes(request: ResolvedRequest, spec: ModelSpec) -> int:
+    """Return the bytes of a latent frame."""
+    channels, _, height, width = latent_shape(request, spec)
+    return channels * height * width * FP32_BYTES
+
+
+def scheduler_holds(request: ResolvedRequest, spec: ModelSpec) -> int:
+    """Return how many tensors as large as the latents the request's scheduler keeps between two steps."""
+    scheduler = request.flow_scheduler(spec)
+    return spec.scheduler_holds if scheduler is None else scheduler.holds
 
 
 def layer_costs(request: ResolvedRequest, spec: ModelSpec) -> tuple[float, ...]:

@@ -277,7 +277,8 @@ def read_spec(folder: Path) -> ModelSpec:
         embedded_guidance=True,
         one_timestep=True,
         given_sigmas=True,
-        latents_held=2,  # the sample and its copy in bf16: one branch, and Euler's scheduler keeps nothing
+        latents_held=1,  # the copy in bf16; there is no other branch
+        scheduler_holds=0,
     )
 
 

@@ -189,9 +189,10 @@ def read_spec(folder: Path) -> ModelSpec:
         needs_image=transformer.takes_frames,
         flow=False,
         one_timestep=True,
-        # The sample, its copy in bf16 and the other guidance branch's prediction; then the encoded pictures,
-        # and an input that has these and the mask as further channels.
-        latents_held=6 if transformer.takes_frames else 3,
+        # The copy in bf16 and the other guidance branch's prediction; then the encoded pictures, and an input
+        # that has these and the mask as further channels.
+        latents_held=5 if transformer.takes_frames else 2,
+        scheduler_holds=0,
     )
     scheduler = index.get("scheduler", COMPONENTS["scheduler"])[1]
     if scheduler != SCHEDULER["_class_name"]:

@@ -57,6 +57,14 @@ class WanContext:
         """Number of prompts in the batch."""
         return len(self.text[0][0])
 
+    def part(self, start: int, stop: int) -> WanContext:
+        """Return prompts `start` to `stop` (excluded) of the batch, as views."""
+
+        def views(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
+            return tuple((key[start:stop], value[start:stop]) for key, value in layers)
+
+        return WanContext(text=views(self.text), image=None if self.image is None else views(self.image))
+
 
 @dataclass(frozen=True, kw_only=True)
 class WanTokens(Tokens):
@@ -234,6 +242,14 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         return WanContext(
             text=joined([context.text for context in contexts]), image=joined(images) if images else None
         )
+
+    def separate(self, joined: WanContext, contexts: Sequence[WanContext]) -> list[WanContext]:
+        """Return `contexts` as views of `joined`, into which `join` has copied them."""
+        found, stop = [], 0
+        for context in contexts:
+            start, stop = stop, stop + context.batch
+            found.append(joined.part(start, stop))
+        return found
 
     def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
         """Embed latents [B, C, F, H, W] as tokens. The latents must have the dtype of the prompt embeddings.
