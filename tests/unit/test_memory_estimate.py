@@ -22,6 +22,7 @@ from paradit.config.requests import Request, ResolvedRequest
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import vae_spec
 from paradit.models.open_sora_plan.decoder import WfVaeDecoder
+from paradit.models.open_sora_plan.encoder import encoded
 from paradit.models.open_sora_plan.vae_spec import vae_spec as wf_vae_spec
 from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.spec import read_spec
@@ -180,6 +181,20 @@ def test_encoding(fields: dict[str, Any]) -> None:
     peak = allocated_peak(lambda: encoder.encode(lambda: [first, later, later], side, side))
     estimated = spec.encode_bytes(side, side, 4)
     assert 1.03 < estimated / peak < 1.08, f"{estimated / peak:.3f}"
+
+
+def test_encoding_by_wf_vae() -> None:
+    # So large that the convolutions are those of larger pictures: small ones take memory for copies.
+    size = (512, 64)
+    vae = WFVAEModel(base_channels=32, encoder_energy_flow_hidden_size=16).eval()
+    spec = wf_vae_spec(dict(vae.config))
+    pieces = [torch.zeros(1, 3, frames, *size) for frames in (1, 4)]
+    grid = spec.encode_grid(*size, None)
+    peak = allocated_peak(lambda: encoded(vae, lambda: pieces, grid, torch.Generator()))
+    ratio = spec.encode_bytes(*size, 4) / peak
+    assert 1.0 < ratio < 1.08, f"{ratio:.3f}"
+    # A tile to encode is as large as one to decode.
+    assert spec.encode_bytes(512, 768, 4, 128) == spec.encode_bytes(128, 128, 4)
 
 
 def test_encoding_in_tiles(tmp_path: Path) -> None:

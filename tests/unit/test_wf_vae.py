@@ -280,12 +280,40 @@ def test_memory_does_not_grow_with_the_length(fp64: WFVAEModel) -> None:
     assert peak(6) <= peak(4)
 
 
+def in_tiles(vae: WFVAEModel, pixels: Tensor, tile: int | None) -> Tensor:
+    """Encode a video in pieces, and each picture in tiles."""
+    parts = [part for part in (pixels[:, :, :1], *pixels[:, :, 1:].split(4, dim=2)) if part.shape[2]]
+    height, width = pixels.shape[3:]
+    grid = vae_spec(dict(vae.config)).encode_grid(height, width, tile)
+    return encoded(vae, lambda: parts, grid, torch.Generator().manual_seed(3))
+
+
 @pytest.mark.parametrize("frames", [1, 5, 17])
 def test_encoded_pieces_equal_the_whole(fp64: WFVAEModel, frames: int) -> None:
     pixels = torch.rand(1, 3, frames, 32, 48, dtype=torch.float64) * 2 - 1
     mean, log_variance = fp64.encode(pixels)
     assert mean.shape == log_variance.shape == (1, 8, (frames + 3) // 4, 4, 6)
-    parts = [part for part in (pixels[:, :, :1], *pixels[:, :, 1:].split(4, dim=2)) if part.shape[2]]
-    found = encoded(fp64, parts, torch.Generator().manual_seed(3))
+    found = in_tiles(fp64, pixels, None)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     near(found, (mean + torch.exp(log_variance / 2) * noise) * 0.18215, EXACT)
+
+
+def test_encoded_tiles_fade_into_each_other(fp64: WFVAEModel) -> None:
+    """Tiles of 64 pixels begin 48 pixels apart, and share two latent pixels, first downwards."""
+    pixels = torch.rand(1, 3, 5, 112, 64, dtype=torch.float64) * 2 - 1
+    tiles = {}
+    for i, j in product(range(3), range(2)):
+        tile = torch.cat(fp64.encode(pixels[..., 48 * i : 48 * i + 64, 48 * j : 48 * j + 64]), dim=1)
+        if i:
+            for n in range(2):
+                tile[..., n, :] = (1 - n / 2) * tiles[i - 1, j][..., n - 2, :] + n / 2 * tile[..., n, :]
+        if j:
+            for n in range(2):
+                tile[..., n] = (1 - n / 2) * tiles[i, j - 1][..., n - 2] + n / 2 * tile[..., n]
+        tiles[i, j] = tile
+    rows = [torch.cat([tiles[i, j][..., :6, :6] for j in range(2)], dim=4) for i in range(3)]
+    mean, log_variance = torch.cat(rows, dim=3).chunk(2, dim=1)
+    found = in_tiles(fp64, pixels, 64)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    near(found, (mean + torch.exp(log_variance / 2) * noise) * 0.18215, EXACT)
+    assert not torch.allclose(found, in_tiles(fp64, pixels, None))

@@ -69,10 +69,13 @@ class VaeSpec(ABC):
         """
         if tile is None or max(height, width) <= tile:
             return self.grid(height, width, None)
-        # In diffusers, a tile to encode is larger than one to decode by the factor `pixel_patch`.
         scale = self.spatial_compression
-        side = tile * self.pixel_patch // scale
+        side = self.encode_side(tile) // scale
         return Grid(spans(height // scale, side), spans(width // scale, side))
+
+    def encode_side(self, tile: int) -> int:
+        """Return the side, in pixels, of a tile to encode. tile: the side of a tile to decode, in pixels."""
+        return tile * self.pixel_patch  # as in diffusers
 
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
         """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.

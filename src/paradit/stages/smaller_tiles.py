@@ -24,16 +24,16 @@ def smaller_tile(
     whole pictures. can_repeat: whether the stage can start again. Raises OutOfMemory if it cannot, or if
     tiles cannot be smaller.
     """
-    cover, scale = (vae.grid, 1) if doing == "decoding" else (vae.encode_grid, vae.pixel_patch)
+    cover, side_of = (vae.grid, int) if doing == "decoding" else (vae.encode_grid, vae.encode_side)
     grid, smaller = cover(*size, tile), vae.smaller_tile(*size, tile)
     # A tile to encode may be larger than one to decode, and hold the whole picture for longer.
     while smaller is not None and cover(*size, smaller).largest_area >= grid.largest_area:
         smaller = vae.smaller_tile(*size, smaller)
-    how = "whole pictures" if tile is None or grid.num_tiles == 1 else f"in tiles of {scale * tile} pixels"
+    how = "whole pictures" if tile is None or grid.num_tiles == 1 else f"in tiles of {side_of(tile)} pixels"
     said = f"memory ran out while {doing} {how}"
     if smaller is None:
         raise OutOfMemory(f"{said}, and there are no smaller tiles")
     if not can_repeat:
         raise OutOfMemory(f"{said}: use a vae_tile of {smaller}")
-    progress.warn(f"{said}: {doing} again in tiles of {scale * smaller} pixels")
+    progress.warn(f"{said}: {doing} again in tiles of {side_of(smaller)} pixels")
     return smaller

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -100,8 +101,9 @@ class OpenSoraPlanModel(PipelineModel):
         if pixels.image is None:
             return ()
         frames, ratio = latent_shape(request, self.spec)[1], self.spec.vae.temporal_compression
-        video = black_between(pixels.image, pixels.last_image, frames, ratio)
-        return (encoded(self._pipeline.vae, video, seeded("conditions", request.seed), told),)
+        video = partial(black_between, pixels.image, pixels.last_image, frames, ratio)
+        grid = self.spec.vae.encode_grid(request.height, request.width, request.vae_tile)
+        return (encoded(self._pipeline.vae, video, grid, seeded("conditions", request.seed), told),)
 
     def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:
         """Return the effect of a request's pictures, encoded by `encode_conditions`, on its denoising."""

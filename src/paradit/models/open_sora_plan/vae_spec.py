@@ -9,12 +9,13 @@ from typing import Annotated
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_FRAMES
 from paradit.config.options import ABOVE_ZERO, Option, decode_known
-from paradit.config.tiles import Grid
 from paradit.models.spec import FIXED, Layers, Size
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec, convolution, resnet
 
 BANDS = 24
 """Number of channels of a video's three colours, transformed by wavelets in time, height and width."""
+COMPRESSION = 8
+"""Factor by which latents are smaller than the picture, along height and width."""
 SCALE = 4
 """Factor by which the decoder's output, a transformed video, is larger than the latents."""
 FRAMES_AT_ONCE = 3
@@ -24,6 +25,12 @@ WORKING_MAPS = 18
 
 The widest layers of its last level have twice as many channels. Measured without the convolutions' workspace:
 16.5 to 17.5 (tests/unit/test_memory_estimate.py).
+"""
+
+ENCODER_MAPS = 5.5
+"""Number of feature maps with `decoder_dim` channels, of each transformed frame, at the encoder's peak.
+
+Measured without the convolutions' workspace: 5.0 to 5.1 (tests/unit/test_memory_estimate.py).
 """
 
 
@@ -81,9 +88,9 @@ class WfVaeSpec(VaeSpec):
         """Index beyond every video: all latent frames differ, because each is drawn with noise of its own."""
         return MAX_FRAMES
 
-    def encode_grid(self, height: int, width: int, tile: int | None) -> Grid:  # noqa: ARG002
-        """Return a grid of one tile, because pictures are encoded as a whole."""
-        return self.grid(height, width, None)
+    def encode_side(self, tile: int) -> int:
+        """Return the side, in pixels, of a tile to encode: that of a tile to decode."""
+        return tile
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video, layer by layer."""
@@ -136,6 +143,20 @@ class WfVaeSpec(VaeSpec):
         first += 2 * self.num_res_blocks * deepest + deepest // 2
         return last + before / 4 + first / 16
 
+    def encode_bytes(self, height: int, width: int, frames: int, tile: int | None = None) -> int:
+        """Estimate the bytes of working memory that the encoder needs, in fp32.
+
+        Tiles are encoded one after another. Causal convolutions keep their last two frames of a tile, and the
+        one that halves the frame rate keeps one. At the peak, memory also holds feature maps of the first
+        level. frames: the number of frames that are encoded at once. tile: the side, in pixels, of a tile.
+        """
+        area = (COMPRESSION // self.pixel_patch) ** 2 * self.encode_grid(height, width, tile).largest_area
+        top, middle, deepest = self.decoder_channels
+        halved = 4 * self.encoder_blocks * middle + middle
+        last = 2 * (middle + self.encoder_flow_channels) + 8 * deepest
+        working = (frames + 1) // 2 * (ENCODER_MAPS * top + BANDS)
+        return round(FP32_BYTES * area * (halved / 4 + last / 16 + working))
+
     def encode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of encoding a whole video, layer by layer."""
         top, middle, deepest = self.decoder_channels
@@ -176,7 +197,7 @@ def vae_spec(config: Mapping[str, object], where: str = "") -> WfVaeSpec:
     return WfVaeSpec(
         z_dim=found.latent_dim,
         temporal_compression=4,
-        spatial_compression=8,
+        spatial_compression=COMPRESSION,
         decoder_dim=base,
         decoder_channels=(base, 2 * base, 4 * base),
         pixel_patch=2,
