@@ -34,16 +34,16 @@ from math import prod
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel, Site
+from paradit.attention.base import Kernel
 from paradit.attention.local_attention import sdpa
-from paradit.attention.window import Features, Kept, Neighbour
 from paradit.config.requests import ResolvedRequest
-from paradit.models.protocol import Context as TextContext
 from paradit.models.protocol import Prompt, Scheduler, Tokens, Transformer, VideoModel
 from paradit.parallel.run_blocks import run, through_blocks
 from paradit.progress import Progress
-from paradit.sampling.block_state import HeadFeatures, HeldBlock, QueueState
+from paradit.sampling.block_prompts import BlockPrompts
+from paradit.sampling.block_state import HeldBlock, QueueState
 from paradit.sampling.block_window import Sharing, Window, timestep_of
+from paradit.sampling.border_features import BorderFeatures, LastFrames
 from paradit.sampling.early_stop import UNWANTED, EarlyStop
 from paradit.sampling.experts import experts_of
 from paradit.sampling.guidance import guide
@@ -94,40 +94,30 @@ class BlockPipeline:
         in every round and after every frame block.
         """
         self._model, self._noise, self._size = model, noise, size
-        self._given = model.conditions(request, conditions)
-        self._prompts = self._given.prompts(prompts)
-        later = [(block, self._given.prompts((prompt,))[0]) for block, prompt in later]
         self._request, self._scales = request, request.guidance_scales(model.spec)
-        self._kernel, self._later, self._wanted = kernel, later, wanted
+        self._given = model.conditions(request, conditions)
+        self._kernel, self._wanted = kernel, wanted
         self._progress = progress or Progress()
         self._grid, self._rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
         self._sharing = share.sharing if share else Sharing()
-        self._branches = self._grid.branches(self._rank, len(prompts))
         self._timesteps = model.scheduler(request).timesteps
         self._experts = experts_of(model, request, self._timesteps)
         # An expert cannot read the keys of another one's layers: at these steps they are computed again.
         self._queue = replace(queue, expert_steps=changes_of(self._experts))
-        self._contexts: dict[tuple[int, int], TextContext] = {}
-        """Prompts as the transformer blocks read them, by (expert's index, `id` of the encoded prompt)."""
+        branches = self._grid.branches(self._rank, len(prompts))
+        self._prompts = BlockPrompts(model, request, self._given, prompts, later=later, branches=branches)
+        heads = self._sharing.heads(model.experts[0].num_heads)
+        self._borders = BorderFeatures(self._queue, heads, branches)
         self._windows: dict[tuple[int, Context, Context], Window] = {}
-        self._first_round = state.round if state else 0
-        self._right: list[Features] = [{} for _ in prompts]
-        """For each guidance branch, cached keys and values of the first frames of the frame block whose step
-        was computed last. The block to its left takes its step next, and reads them."""
-        self._left: dict[tuple[int, int], Features] = {}
-        """Cached keys and values of each frame block's last frames after its latest step, by (frame block,
-        guidance branch). The block to its right reads them."""
         self._held: dict[int, HeldBlock] = {}
         """Frame blocks that are being denoised or are still read by a neighbour, by number; only on the first
         rank."""
-        if state is not None:
-            self._restore(state)
-        self._round = self._first_round
+        self._round = self._first_round = state.round if state else 0
         """Index of the latest round that was begun; in a round, every frame block in the queue takes one
         step."""
-        # The store keeps the keys of earlier videos, so each video needs a key of its own.
-        word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
-        self._early_stop = EarlyStop(share.world if share else None, word, self._queue)
+        if state is not None:
+            self._restore(state)
+        self._early_stop = EarlyStop(share, self._queue)
         # Last, because it posts the first receives, whose shapes this object's methods compute.
         self._links = PipelineLinks(share, self, model.dtype, model.device)
 
@@ -146,8 +136,8 @@ class BlockPipeline:
         # Steps taken before a resume count as done.
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         self._progress.resume("denoise", steps_done)
-        left_features: deque[dict[tuple[int, int], Features]] = deque()
-        """Copies of `_left` after the rounds that are computed and are still to be saved, oldest first."""
+        last_frames: deque[LastFrames] = deque()
+        """Cached features after the rounds that are computed and are still to be saved, oldest first."""
         rounds = self._first_round, self._early_stop.goes_on
         for operation in program(self._queue, self._grid.num_slices, self._rank, *rounds):
             step = operation.step
@@ -157,8 +147,8 @@ class BlockPipeline:
                 if step.round > self._round:
                     self._end_if_unwanted()
                 self._compute(step)
-                if save_now:  # copied now: later steps change it before the first rank can save
-                    left_features.append({key: dict(part) for key, part in self._left.items()})
+                if save_now:  # copied now: later steps change them before the first rank can save
+                    last_frames.append(self._borders.last_frames())
             else:
                 self._collect(step)
                 # If the video ends early, predictions that are on their way are still received, so that no
@@ -173,7 +163,7 @@ class BlockPipeline:
             # The first rank has the round's latents only once it has collected their predictions. The other
             # ranks save nothing but caches, which are complete once they have computed the round.
             if save_now and isinstance(operation, Collect if self._links.is_leader else Compute):
-                save_now(self._state(step.round + 1, left_features.popleft()))
+                save_now(self._state(step.round + 1, last_frames.popleft()))
         self._links.close()
         self._early_stop.check()
 
@@ -194,7 +184,9 @@ class BlockPipeline:
         with span(f"block {about['block']} step {about['step']}", STEP, **about):
             predictions = []
             for branch, tokens in self._tokens(step, transformer, window):
-                attend = self._attend(step, branch, window, tokens.layout.num_replicated)
+                of_neighbours = self._borders.neighbours(step, branch, window)
+                kept = self._borders.kept(step, branch, window)
+                attend = window.attend(self._kernel, of_neighbours, kept, tokens.layout.num_replicated)
                 tokens = run(through_blocks(transformer.blocks, tokens, attend, step.step))  # noqa: PLW2901
                 if links.is_last:
                     # Only the block's own tokens are sent back: predictions for the context's frames are not
@@ -207,13 +199,13 @@ class BlockPipeline:
                 # If the branches have ranks of their own, there is only one prediction here, and `guide`
                 # returns it unchanged; the first rank guides then (`_collect`).
                 links.send_back(guide(predictions, self._scales[expert]))
-            self._forget_left(step)
+            self._borders.forget(step)
 
     def _tokens(
         self, step: BlockStep, transformer: Transformer, window: Window
     ) -> Iterator[tuple[int, Tokens]]:
         """Yield each guidance branch of this rank, with the tokens that enter the rank's layers."""
-        contexts = self._contexts_of(self._experts[step.step], step.block)
+        contexts = self._prompts.at(step.block, self._experts[step.step])
         latents = self._latents(step)
         frames = self._queue.computed_of(step)
         timestep = timestep_of(step, self._queue, self._timesteps)
@@ -228,36 +220,6 @@ class BlockPipeline:
         embedded = transformer.embed(joined, timestep, first, window.layout)
         for branch, context in contexts.items():
             yield branch, transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
-
-    def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
-        """Return the attention function for a frame block's step, which reads and fills key/value caches.
-
-        It reads keys and values that the neighbouring frame blocks cached, and caches those that they will
-        read. branch: index of the guidance branch. window: tokens of the frame block and of the context
-        frames that it attends to. num_replicated: number of further tokens, such as the text's, of which
-        every rank holds a copy.
-        """
-        neighbours = []
-        if step.left.source == "cache" and step.left.frames:
-            neighbours.append(Neighbour(self._left[step.block - 1, branch], window.left, is_before=True))
-        if step.right.source == "cache" and step.right.frames:
-            neighbours.append(Neighbour(self._right[branch], window.right, is_before=False))
-        keep = []
-        start, stop = window.own.start, window.own.stop
-        context = window.tokens * min(self._queue.context_frames, step.frames)
-        # The block to the left reads these, in this round. The first block has none to its left.
-        if context and step.block > 0:
-            keep.append(Kept(self._right[branch], start, start + context))
-        # The block to the right reads these, in later rounds. The last block has none to its right.
-        if context and self._queue.left_source == "cache" and step.block + 1 != self._queue.num_blocks:
-            features = self._left.setdefault((step.block, branch), {})
-            keep.append(Kept(features, stop - context, stop))
-        return window.attend(self._kernel, neighbours, keep, num_replicated)
-
-    def _forget_left(self, step: BlockStep) -> None:
-        if step.step == self._queue.num_steps - 1:  # no later step reads them
-            for branch in range(len(self._prompts)):
-                self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
         """Return the latents that one step of a frame block reads: its own and neighbouring frames'.
@@ -309,28 +271,6 @@ class BlockPipeline:
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
-    def _contexts_of(self, expert: int, block: int) -> dict[int, TextContext]:
-        """Return a frame block's encoded prompts, by the guidance branches of this rank that are computed.
-
-        They have the form that the transformer blocks read. expert: index of the expert transformer, which
-        may need fewer branches than another one. block: index of the frame block.
-        """
-        texts = list(self._prompts)
-        for first, text in self._later:
-            texts[0] = text if first <= block else texts[0]
-        computed = self._request.branches(self._model.spec)[expert]
-        return {
-            branch: self._context(expert, texts[branch]) for branch in self._branches if branch < computed
-        }
-
-    @torch.no_grad()  # `PipelineLinks` also calls this, outside `blocks`
-    def _context(self, expert: int, text: Prompt) -> TextContext:
-        # An `id` is safe as a key, because this object keeps all of its prompts alive.
-        key = expert, id(text)
-        if key not in self._contexts:
-            self._contexts[key] = self._model.experts[expert].context(*text)
-        return self._contexts[key]
-
     def _shape(self, frames: int) -> tuple[int, ...]:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
@@ -349,7 +289,7 @@ class BlockPipeline:
     def hops(self) -> Iterator[Shapes]:
         for step in self._steps():
             expert = self._experts[step.step]
-            for context in self._contexts_of(expert, step.block).values():
+            for context in self._prompts.at(step.block, expert).values():
                 layout = self._window(step).my_layout
                 yield self._model.experts[expert].changing_shapes(context, layout)
 
@@ -358,42 +298,19 @@ class BlockPipeline:
             window = self._window(step)
             yield [(1, len(window.own_of(place)), prod(self._shape(1)) // window.tokens)]
 
-    def _state(self, round: int, left: dict[tuple[int, int], Features]) -> QueueState:
+    def _state(self, round: int, last_frames: LastFrames) -> QueueState:
         fresh, joined = self._fresh_scheduler, self._queue.joined(round)
         return QueueState(
             round=round,
             # The next round's blocks may have begun.
             blocks={number: held.state(fresh) for number, held in self._held.items() if number < joined},
-            left_features={
-                key: {
-                    # By head of the whole model, so that another number of ranks can resume from the state.
-                    (*site, head): (keys[:, :, index], values[:, :, index])
-                    for site, (keys, values) in features.items()
-                    for index, head in enumerate(self._heads)
-                }
-                for key, features in left.items()
-            },
+            left_features=self._borders.by_head(last_frames),
         )
 
     def _restore(self, state: QueueState) -> None:
         for number, block in state.blocks.items():
             self._held[number] = HeldBlock.of(block, self._model.scheduler(self._request))
-
-        def joined(features: HeadFeatures, site: Site) -> tuple[Tensor, Tensor]:
-            parts = (features[(*site.key, head)] for head in self._heads)
-            keys, values = zip(*parts, strict=True)
-            return torch.stack(keys, dim=2), torch.stack(values, dim=2)
-
-        self._left = {
-            (block, branch): {site.key: joined(features, site) for site in self._model.experts[0].sites}
-            for (block, branch), features in state.left_features.items()
-            if branch in self._branches
-        }
-
-    @property
-    def _heads(self) -> range:
-        """Range of the attention heads that this rank computes, in all layers that it holds."""
-        return self._sharing.heads(self._model.experts[0].num_heads)
+        self._borders.restore(state.left_features, self._model.experts[0].sites)
 
     @cached_property
     def _fresh_scheduler(self) -> Scheduler:

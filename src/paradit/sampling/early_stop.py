@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from paradit.distributed.world import World
+from paradit.sampling.layer_split import LayerShare
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
@@ -39,13 +39,14 @@ def no_blocks(error: Exception) -> Iterator[Tensor]:
 class EarlyStop:
     """One rank's knowledge of whether a video ends early, why, and before which round of the block queue."""
 
-    def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
-        """Set up one rank's knowledge of an early end of a video; no early end is known yet.
+    def __init__(self, share: LayerShare | None, queue: BlockQueue) -> None:
+        """Set up one rank's knowledge of an early end of the next video; no early end is known yet.
 
-        world: the ranks of the layer pipeline; None for one process. word: key in the processes' key-value
-        store, unique to this video and the same on all ranks. queue: the video's block queue.
+        share: this rank's part in the layer pipeline; None for one process. queue: the video's block queue.
         """
-        self._world, self._key, self._queue = world, word, queue
+        self._world, self._queue = share.world if share else None, queue
+        # The store keeps the keys of earlier videos, so each video needs a key of its own.
+        self._key = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
         self._rounds = math.inf
         self._looked = -1
         self.reason = ""
