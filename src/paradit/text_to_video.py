@@ -245,6 +245,22 @@ def generate(
     May be called from several threads at once; each call loads a model of its own. Raises InputError, before
     anything is loaded, if the video cannot be made as asked for.
     """
+    return _generated(**locals())  # every argument, by its name
+
+
+def _generated(
+    *,
+    model: str | Path,
+    revision: str | None,
+    variant: str | None,
+    loras: Iterable[str | Path],
+    num_frames: int | None,
+    duration: str | float | None,
+    seed: int | str,
+    progress: Progress | None,
+    **fields: Any,
+) -> Generated:
+    """Make the video that `generate`'s arguments describe. fields: the others, fields of a `Request`."""
     if progress is None:
         progress = Progress()
     if not isinstance(progress, Progress):
@@ -253,31 +269,10 @@ def generate(
         raise InputError(f"model must be a name or a folder, got {typed(model)}")
     spec = with_loras(find_spec(str(model), revision=revision, variant=variant), loras)
     asked = Request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        width=width,
-        height=height,
-        num_frames=frames_for(duration, num_frames, fps, spec),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        guidance_scale_2=guidance_scale_2,
-        preset=preset,
-        scheduler=scheduler,
-        shift=shift,
-        timesteps=timesteps,  # type: ignore[arg-type]  # any type, which `resolve` checks
-        expert_step=expert_step,
-        seed=chosen_seed(seed),
-        fps=fps,
-        dtype=dtype,
-        vae_tile=vae_tile,
-        method=method,
+        num_frames=frames_for(duration, num_frames, fields["fps"], spec),
         trim=duration is not None,
-        prompts_at=prompts_at,
-        image=image,
-        last_image=last_image,
-        video=video,
-        strength=strength,
-        fit=fit,
+        seed=chosen_seed(seed),
+        **fields,
     )
     with as_files(asked) as given:
         request = resolve(given, spec)
