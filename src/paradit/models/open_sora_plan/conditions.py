@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.models.common.given_frames import given_mask
 from paradit.models.common.no_conditions import Model, NoConditions
 from paradit.models.protocol import Frames
 
@@ -39,18 +40,9 @@ class GivenFrames(FromNoise):
 
     def model_input(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
         """Return latents with encoded video and mask as further channels, in the transformer's dtype."""
-        joined = torch.cat([latents, self._latents[:, :, list(frames)], self._mask(latents, frames)], dim=1)
+        mask = 1 - given_mask(latents, frames, self._ratio, self._last)
+        joined = torch.cat([latents, self._latents[:, :, list(frames)], mask], dim=1)
         return super().model_input(joined, frames)
-
-    def _mask(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Return the mask [1, ratio, f, h, w]: a channel for each frame that a latent frame covers."""
-        mask = latents.new_ones(1, self._ratio, *latents.shape[2:])
-        for place, frame in enumerate(frames):
-            if frame == 0:
-                mask[:, :, place] = 0
-            elif frame == self._last:
-                mask[:, -1, place] = 0
-        return mask
 
 
 def black_between(first: Frames, last: Frames | None, number: int, ratio: int) -> Iterator[Tensor]:

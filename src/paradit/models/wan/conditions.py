@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paradit.config.encoded_pictures import encoded_latent_frames
 from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.models.common.given_frames import given_mask
 from paradit.models.common.no_conditions import Model, NoConditions
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
@@ -53,7 +54,8 @@ class JoinedChannels(NoConditions):
 
     def model_input(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
         """Return latents with mask and encoded video as further channels, in the transformer's dtype."""
-        joined = torch.cat([latents, self._mask(latents, frames), self._given(frames)], dim=1)
+        mask = given_mask(latents, frames, self._ratio, self._last)
+        joined = torch.cat([latents, mask, self._given(frames)], dim=1)
         return super().model_input(joined, frames)
 
     def _given(self, frames: Sequence[int]) -> Tensor:
@@ -61,16 +63,6 @@ class JoinedChannels(NoConditions):
         settled = number - 1 if self._last is None else number - 2
         places = [number - 1 if frame == self._last else min(frame, settled) for frame in frames]
         return self._latents[:, :, places]
-
-    def _mask(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Return the mask [1, ratio, f, h, w]: a channel for each frame that a latent frame covers."""
-        mask = latents.new_zeros(1, self._ratio, *latents.shape[2:])
-        for place, frame in enumerate(frames):
-            if frame == 0:
-                mask[:, :, place] = 1
-            elif frame == self._last:
-                mask[:, -1, place] = 1
-        return mask
 
 
 class CleanFrames(NoConditions):
