@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import tiny
 import warm
+from made_videos import latents_in
 from messages import says
 from paradit import __version__
 from paradit.cli.jobs import slug
 from paradit.cli.text import amount, duration
 from paradit.video.reader import read_video
+from runs import named
 
 COLD = [sys.executable, "-m", "paradit"]
 # The command, in an interpreter that reports on stderr if torch was imported.
@@ -446,17 +448,15 @@ def test_many_prompts_as_json(model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     events = [json.loads(line) for line in ended.stdout.splitlines()]
-    results = [event for event in events if event["event"] == "result"]
+    results = named(events, "result")
     assert [result["path"] for result in results] == [
         "videos/00-red-thing-seed0.mp4",
         "videos/01-blue-thing-seed0.mp4",
     ]
     assert [result["latents_path"] for result in results] == ["l-00.safetensors", "l-01.safetensors"]
-    assert [event["stage"] for event in events if event["event"] == "stage_start"].count("load") == 1
+    assert [event["stage"] for event in named(events, "stage_start")].count("load") == 1
     assert {"stage": "denoise", "done": 2, "total": 2} in [
-        {key: event[key] for key in ("stage", "done", "total")}
-        for event in events
-        if event["event"] == "step"
+        {key: event[key] for key in ("stage", "done", "total")} for event in named(events, "step")
     ]
     assert all(result["peak_memory_bytes"] > 0 for result in results)
     assert len(names(tmp_path / "videos")) == 2
@@ -466,8 +466,7 @@ def planned(arguments: list[str], model: Path, folder: Path) -> list[dict[str, A
     """Return the `plan` events of a dry run."""
     ended = run(["generate", *arguments, "--model", model, "--dry-run", "--json"], folder, NO_TORCH)
     assert ended.returncode == 0, ended.stderr
-    events = [json.loads(line) for line in ended.stdout.splitlines()]
-    return [event for event in events if event["event"] == "plan"]
+    return named([json.loads(line) for line in ended.stdout.splitlines()], "plan")
 
 
 def test_several_seeds_of_a_prompt(model: Path, tmp_path: Path) -> None:
@@ -496,7 +495,7 @@ def test_each_of_several_seeds_gives_its_own_video(model: Path, tmp_path: Path) 
     ):
         ended = run(["generate", "a", *arguments, *latents], tmp_path)
         assert ended.returncode == 0, ended.stderr
-    one, two, alone = (load_file(tmp_path / f"l{end}.safetensors")["latents"] for end in ("-00", "-01", ""))
+    one, two, alone = (latents_in(tmp_path, f"l{end}") for end in ("-00", "-01", ""))
     assert np.array_equal(two, alone)
     assert not np.array_equal(one, alone)
     assert {"v-00.mkv", "v-01.mkv"} < {*names(tmp_path)}

@@ -19,9 +19,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from made_videos import video_in
 from messages import says
 from paradit.sampling.solver_state import SolverState
-from runs import Command, finished, run_folder, video
+from runs import Command, finished, run_folder
 from tiny import drawing_scheduler, save_folder
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white triangle"]
@@ -63,7 +64,7 @@ def same_videos(folder: Path, whole: Path, numbers: list[int] | None = None) -> 
     """Check that a folder has the same videos, bit for bit, and nothing else."""
     numbers = numbers if numbers is not None else list(range(len(PROMPTS)))
     for number in numbers:
-        (latents, frames), (expected, pixels) = (video(where, number) for where in (folder, whole))
+        (latents, frames), (expected, pixels) = (video_in(where, number) for where in (folder, whole))
         torch.testing.assert_close(latents, expected, rtol=0, atol=0)
         assert (frames == pixels).all()
     left = {path.name for path in folder.iterdir()}

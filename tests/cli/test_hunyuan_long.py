@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from made_videos import latents_in
 from messages import says
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.spec import read_spec
@@ -47,10 +47,6 @@ def arguments(
     ]
 
 
-def latents_of(folder: Path) -> Tensor:
-    return load_file(folder / "l.safetensors")["latents"]
-
-
 @pytest.fixture(scope="module")
 def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the video that one process makes."""
@@ -66,7 +62,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
     finished(tmp_path, *arguments(model, *options))
-    assert torch.equal(latents_of(tmp_path), latents_of(alone))
+    assert torch.equal(latents_in(tmp_path), latents_in(alone))
     assert (tmp_path / "v.mp4").read_bytes() == (alone / "v.mp4").read_bytes()
     assert len(read_video(tmp_path / "v.mp4")[0]) == FRAMES
 
@@ -76,7 +72,7 @@ def test_tiles_are_shared_while_it_is_made(model: Path, alone: Path, tmp_path: P
     for name, options in {"shared": shared, "one": []}.items():
         (tmp_path / name).mkdir()
         finished(tmp_path / name, *arguments(model, *options, "--vae-tile", "32"))
-        assert torch.equal(latents_of(tmp_path / name), latents_of(alone))
+        assert torch.equal(latents_in(tmp_path / name), latents_in(alone))
     assert (tmp_path / "shared" / "v.mp4").read_bytes() == (tmp_path / "one" / "v.mp4").read_bytes()
 
 
@@ -86,9 +82,9 @@ def test_prompts_of_other_lengths(model: Path, alone: Path, tmp_path: Path) -> N
     for ranks in ("1", "2"):
         (tmp_path / ranks).mkdir()
         finished(tmp_path / ranks, *arguments(model, *then, "--ranks", ranks))
-    one, two = (latents_of(tmp_path / ranks) for ranks in ("1", "2"))
+    one, two = (latents_in(tmp_path / ranks) for ranks in ("1", "2"))
     assert torch.equal(one, two)
-    blocks = zip(one.split(BLOCK, 2), latents_of(alone).split(BLOCK, 2), strict=True)
+    blocks = zip(one.split(BLOCK, 2), latents_in(alone).split(BLOCK, 2), strict=True)
     same = [torch.equal(block, before) for block, before in blocks]
     assert same[0]
     assert not same[4]
@@ -112,7 +108,7 @@ def test_windows_alone_and_one_level_by_frame(model: Path, tmp_path: Path) -> No
     for ranks in ("1", "2"):
         (tmp_path / ranks).mkdir()
         finished(tmp_path / ranks, *arguments(model, "--ranks", ranks, method="windowed"))
-    one, two = (latents_of(tmp_path / ranks) for ranks in ("1", "2"))
+    one, two = (latents_in(tmp_path / ranks) for ranks in ("1", "2"))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     code, errors = Command(tmp_path, *arguments(model, method="fifo")).end()
     assert code == 2

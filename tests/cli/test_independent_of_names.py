@@ -14,6 +14,7 @@ import pytest
 import warm
 from paradit.attention.registry import FORMS
 from paradit.config.methods.registry import METHODS
+from runs import named
 
 RENAMED = """
 import random
@@ -62,19 +63,16 @@ def said(names: dict[str, Any], folder: Path, *arguments: str) -> list[dict[str,
 def test_videos_are_made(names: dict[str, Any], tmp_path: Path) -> None:
     ranks = ("--ranks", "2", "--attention", names["pipesp"], "--chunks", "2", "-o", "s.mp4")
     told = said(names, tmp_path, "generate", "a red circle", "--num-frames", "5", *ranks, *QUICK)
-    assert [event["method"] for event in told if event["event"] == "result"] == [names["full"]]
+    assert [event["method"] for event in named(told, "result")] == [names["full"]]
     checkpoints = ("--ranks", "2", "--checkpoint-steps", "1", "-o", "l.mp4")
     long = said(names, tmp_path, "generate", "a red circle", "--duration", "4s", *checkpoints, *QUICK)
-    (result,) = (event for event in long if event["event"] == "result")
+    (result,) = named(long, "result")
     assert (result["method"], result["num_frames"]) == (names["dualparal"], 64)
-    assert any(event["event"] == "extendable" for event in long)
+    assert named(long, "extendable")
     run = next((tmp_path / "paradit-runs").glob("*"))
-    (longer,) = (
-        event
-        for event in said(names, tmp_path, "extend", str(run), "--num-frames", "16", "--json")
-        if event["event"] == "result"
-    )
-    assert longer["num_frames"] == 80
+    longer = said(names, tmp_path, "extend", str(run), "--num-frames", "16", "--json")
+    (result,) = named(longer, "result")
+    assert result["num_frames"] == 80
 
 
 def test_they_are_planned(names: dict[str, Any], tmp_path: Path) -> None:

@@ -3,17 +3,16 @@
 import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import av
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import paradit
+from made_videos import latents_in
 from messages import says
 from paradit.video.reader import read_video
-from runs import Command, finished, run_folder
+from runs import Command, finished, named, run_folder
 from tiny import save_folder
 
 STEPS, BLOCK = 4, 2
@@ -38,18 +37,10 @@ def arguments(model: Path, *options: str, frames: int | None = FRAMES, latents: 
     ]
 
 
-def latents_of(folder: Path) -> torch.Tensor:
-    return load_file(folder / "l.safetensors")["latents"]
-
-
 def frames_there(path: Path) -> int:
     """Return the number of frames that a player would show now."""
     with av.open(str(path)) as file:
         return sum(1 for _ in file.decode(video=0))
-
-
-def told(command: Command, event: str) -> list[dict[str, Any]]:
-    return [about for about in command.told if about["event"] == event]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +54,7 @@ def test_it_plays_while_it_grows(model: Path, tmp_path: Path, options: list[str]
     assert not (tmp_path / f"v{suffix}").exists()
     assert frames_there(tmp_path / f"v.part{suffix}") >= 60
     command.end_well()
-    (result,) = told(command, "result")
+    (result,) = named(command.told, "result")
     assert result["seconds_to_first_frame"] > 0
     assert {"denoise", "decode"} <= set(result["seconds"])
     assert len(read_video(tmp_path / f"v{suffix}")[0]) == result["num_frames"] == 201
@@ -72,7 +63,7 @@ def test_it_plays_while_it_grows(model: Path, tmp_path: Path, options: list[str]
 
 def test_the_queue_is_told(model: Path, tmp_path: Path) -> None:
     command = finished(tmp_path, *arguments(model))
-    blocks = told(command, "block")
+    blocks = named(command.told, "block")
     assert [(about["block"], about["levels"]) for about in blocks] == [
         (1, [1, 1]), (1, [1, 2]), (1, [1, 3]), (1, [1, 4]), (2, [1, 4]), (3, [2, 4]), (4, [3, 4]), (5, [4, 4])
     ]  # fmt: skip
@@ -87,7 +78,7 @@ def test_prompts_by_time(model: Path, tmp_path: Path, options: list[str]) -> Non
     for name, more in {"one": first, "alone": [*first, *then], "ranks": [*first, *then, *options]}.items():
         (tmp_path / name).mkdir()
         finished(tmp_path / name, *arguments(model, *more))
-    one, alone, ranks = (latents_of(tmp_path / name) for name in ("one", "alone", "ranks"))
+    one, alone, ranks = (latents_in(tmp_path / name) for name in ("one", "alone", "ranks"))
     assert torch.equal(alone, ranks)
     # Blocks begin at frames 0, 5, 13, 21, 29: the fourth has the first text, the fifth the second.
     same = [torch.equal(a, b) for a, b in zip(one.split(BLOCK, 2), alone.split(BLOCK, 2), strict=True)]
@@ -107,7 +98,7 @@ def test_prompts_by_time_from_python(model: Path, tmp_path: Path) -> None:
         method="dualparal",
         prompts_at=[(1.0, "a blue square")],
     )
-    assert torch.allclose(made.latents, latents_of(tmp_path), atol=1e-5)  # the number of threads differs
+    assert torch.allclose(made.latents, latents_in(tmp_path), atol=1e-5)  # the number of threads differs
     assert len(made.frames) == FRAMES
 
 
@@ -145,7 +136,7 @@ def longer(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same_video(folder: Path, expected: Path, name: str = "v.mp4") -> None:
-    assert torch.equal(latents_of(folder), latents_of(expected))
+    assert torch.equal(latents_in(folder), latents_in(expected))
     assert (folder / name).read_bytes() == (expected / "v.mp4").read_bytes()
 
 
@@ -157,7 +148,7 @@ def test_made_longer_it_is_the_same(  # noqa: PLR0917
 ) -> None:
     """A video extended twice equals one made at once, for any ranks and whole or partial last blocks."""
     first = finished(tmp_path, *arguments(model, "--ranks", ranks, frames=frames))
-    (about,) = told(first, "extendable")
+    (about,) = named(first.told, "extendable")
     run = str(run_folder(tmp_path))
     assert Path(run) == tmp_path / about["run_dir"]
     halfway = (frames + 63) // 2
@@ -165,8 +156,8 @@ def test_made_longer_it_is_the_same(  # noqa: PLR0917
     second = finished(tmp_path, "extend", run, "--duration", f"{(63 - halfway) / 16}s", "--ranks", then)
     same_video(tmp_path, longer)
     blocks = -(-(halfway - 1 + 4) // 4 // BLOCK)
-    assert f"blocks {max(1, blocks - STEPS + 1)} to {blocks}" in told(second, "warning")[0]["message"]
-    steps = [event for event in told(second, "step") if event["stage"] == "denoise"]
+    assert f"blocks {max(1, blocks - STEPS + 1)} to {blocks}" in named(second.told, "warning")[0]["message"]
+    steps = [event for event in named(second.told, "step") if event["stage"] == "denoise"]
     assert len(steps) < STEPS * LONGER_BLOCKS
 
 
@@ -179,7 +170,7 @@ def test_made_longer_with_cached_keys(model: Path, tmp_path: Path, ranks: str, a
     finished(tmp_path, *arguments(model, *cached, "--ranks", ranks))
     command = finished(tmp_path, "extend", str(run_folder(tmp_path)), "--num-frames", "8", "--ranks", "2")
     same_video(tmp_path, tmp_path / "once")
-    warned = " ".join(about["message"] for about in told(command, "warning"))
+    warned = " ".join(about["message"] for about in named(command.told, "warning"))
     assert says(warned, "cannot be read, so the request starts from the beginning: it has the keys") is again
 
 
@@ -224,7 +215,7 @@ def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str], la
         command.until_event("block", block=5 + 3 * number)
         command.process.send_signal(signal.SIGINT)
         command.end_well()
-        (result,) = told(command, "result")
+        (result,) = named(command.told, "result")
         frames = read_video(tmp_path / "v.mp4")[0]
         assert len(frames) == result["num_frames"] >= (5 + 3 * number - 1) * 4 * BLOCK - 3
         assert {path.name for path in tmp_path.iterdir()} == {"v.mp4", "paradit-runs"}
@@ -269,10 +260,10 @@ def test_killed_and_gone_on(model: Path, longer: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "v.part.mp4").exists()
     steps = [
         event["done"]
-        for event in [*told(command, "step"), *told(again, "step")]
+        for event in [*named(command.told, "step"), *named(again.told, "step")]
         if event["stage"] == "denoise"
     ]
     assert set(steps) == set(range(1, LONGER_BLOCKS * STEPS + 1))
     assert len(steps) - LONGER_BLOCKS * STEPS <= every * STEPS
-    blocks = [event["block"] for event in told(again, "block")]
-    assert min(blocks) >= max(event["block"] for event in told(command, "block")) - every
+    blocks = [event["block"] for event in named(again.told, "block")]
+    assert min(blocks) >= max(event["block"] for event in named(command.told, "block")) - every

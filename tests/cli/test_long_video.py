@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from made_videos import latents_in
 from messages import says
 from paradit.config.methods.dualparal import QueueRequest
 from paradit.config.methods.method import resolve
@@ -59,7 +59,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same_video(folder: Path, expected: Path) -> None:
-    made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (folder, expected))
+    made, wanted = (latents_in(where) for where in (folder, expected))
     assert torch.equal(made, wanted)
     frames, wanted_frames = (read_video(where / "v.mp4")[0] for where in (folder, expected))
     assert (frames == wanted_frames).all()
@@ -70,7 +70,7 @@ def same_video(folder: Path, expected: Path) -> None:
 
 def test_exactly_so_many_frames(alone: Path) -> None:
     assert len(read_video(alone / "v.mp4")[0]) == FRAMES
-    assert load_file(alone / "l.safetensors")["latents"].shape[2] == 10
+    assert latents_in(alone).shape[2] == 10
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_exactly_so_many_frames(alone: Path) -> None:
 def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
     finished(tmp_path, *arguments(model, *options))
     if "--vae-tile" in options:  # frames differ where tiles are blended
-        made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (tmp_path, alone))
+        made, wanted = (latents_in(where) for where in (tmp_path, alone))
         assert torch.equal(made, wanted)
     else:
         same_video(tmp_path, alone)
@@ -98,7 +98,7 @@ def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options
 def test_more_ranks_than_layers(model: Path, alone: Path, tmp_path: Path) -> None:
     """All ranks share the tokens, and matrix products of only four rows may round differently."""
     finished(tmp_path, *arguments(model, "--ranks", "5"))
-    made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (tmp_path, alone))
+    made, wanted = (latents_in(where) for where in (tmp_path, alone))
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
     resumed = finished(together, "resume")
     steps = [told for told in resumed.told if told["event"] == "step" and told["stage"] == "denoise"]
     assert max(told["done"] for told in steps) <= 16  # of 20
-    made, wanted = (load_file(folder / "l.safetensors")["latents"] for folder in (together, alone))
+    made, wanted = (latents_in(folder) for folder in (together, alone))
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5 if options else 0)
     assert len(read_video(together / "v.mp4")[0]) == FRAMES
 
@@ -199,9 +199,9 @@ def test_other_left_contexts(model: Path, alone: Path, tmp_path: Path, options: 
         folder = tmp_path / str(ranks)
         folder.mkdir()
         finished(folder, *arguments(model, *options, "--ranks", str(ranks)))
-        made.append(load_file(folder / "l.safetensors")["latents"])
+        made.append(latents_in(folder))
     assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], load_file(alone / "l.safetensors")["latents"])
+    assert not torch.equal(made[0], latents_in(alone))
 
 
 @pytest.mark.parametrize(

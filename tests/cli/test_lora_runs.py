@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline
-from safetensors.torch import load_file
 
 import paradit
 from lora_files import fused, random_lora, saved
+from made_videos import latents_in
 from messages import says
 from runs import Command, finished, run_folder
 from tiny import save_folder
@@ -63,7 +63,7 @@ def test_divided_layers_a_killed_rank_and_a_resumed_run(models: dict[str, Path],
         assert says(errors, "lora.safetensors' has changed since the run began .. restore it")
     lora.write_bytes(content)
     finished(apart, "resume")
-    made, wanted = (load_file(folder / "l.safetensors")["latents"] for folder in (apart, alone))
+    made, wanted = (latents_in(folder) for folder in (apart, alone))
     assert torch.equal(made, wanted)
 
 
@@ -82,7 +82,7 @@ def test_from_python(models: dict[str, Path], tmp_path: Path) -> None:
             paradit.Request(prompt="a red circle"), tmp_path / "v.mp4", latents=tmp_path / "l.safetensors"
         )
         assert job.result()["loras"] == loras
-    assert torch.equal(load_file(tmp_path / "l.safetensors")["latents"], wanted.latents)
+    assert torch.equal(latents_in(tmp_path), wanted.latents)
 
 
 def test_refused_before_anything_is_loaded(models: dict[str, Path], tmp_path: Path) -> None:

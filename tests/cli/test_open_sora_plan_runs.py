@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, MT5EncoderModel
 
 import small_open_sora_plan
+from made_videos import latents_in
 from paradit.models.common.seeded import seeded
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.video.reader import read_video
@@ -61,7 +61,7 @@ def generated(tmp_path: Path, folder: Path, *options: str) -> tuple[Tensor, np.n
     words = ["generate", "a cat", "--negative-prompt", NEGATIVE, "--model", str(folder), "--seed", str(SEED)]
     words += ["--latents", "l.safetensors", "-o", "v.mp4", "--overwrite"]
     finished(tmp_path, *words, *options)
-    return load_file(tmp_path / "l.safetensors")["latents"], read_video(tmp_path / "v.mp4")[0]
+    return latents_in(tmp_path), read_video(tmp_path / "v.mp4")[0]
 
 
 def test_text_to_video(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
+from made_videos import latents_in
 from paradit.shapes.scenes import BACKGROUNDS, COLORS
 from paradit.video.reader import read_video
 from runs import Command, finished, run_folder
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def made(folder: Path, name: str) -> tuple[torch.Tensor, np.ndarray]:
-    return load_file(folder / f"{name}.safetensors")["latents"], read_video(folder / f"{name}.mp4")[0]
+    return latents_in(folder, name), read_video(folder / f"{name}.mp4")[0]
 
 
 def test_resumed_without_the_picture(folder: Path) -> None:

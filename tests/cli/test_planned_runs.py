@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import warm
+from made_videos import latents_in
 from messages import says
 from paradit.engine.this_machine import calibrated_file
-from runs import COMMAND
+from runs import COMMAND, named
 from tiny import save_folder
 
 MACHINE = """
@@ -62,10 +62,6 @@ def told(folder: Path, model: Path, *options: str, torch_free: bool = False) -> 
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def only(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [event for event in events if event["event"] == name]
-
-
 LONG_OPTIONS = ("--method", "dualparal", "--duration", "2s", "--block-frames", "2", "--context-frames", "1")
 
 
@@ -75,31 +71,31 @@ def test_generate_arranges_a_long_video_as_planned(
 ) -> None:
     """If a message takes seconds, branches are on separate ranks, so that hidden states never travel."""
     told(tmp_path, model, *LONG_OPTIONS)
-    alone = load_file(tmp_path / "l.safetensors")["latents"]
+    alone = latents_in(tmp_path)
     calibrated(monkeypatch, tmp_path / "cache", 2, latency)
     options = (*LONG_OPTIONS, "--ranks", "2")
-    (dry,) = only(told(tmp_path, model, *options, "--dry-run", torch_free=True), "placement")
+    (dry,) = named(told(tmp_path, model, *options, "--dry-run", torch_free=True), "placement")
     events = told(tmp_path, model, *options)
-    (placement,) = only(events, "placement")
+    (placement,) = named(events, "placement")
     assert placement == dry
     assert "as planned for this machine" in placement["reason"]
     if latency > 1:
         assert placement["cfg_degree"] == 2 or placement["decode"] == [1]
-    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents_in(tmp_path), alone, rtol=0, atol=1e-5)
     # Options that are given are not planned.
     for asked in (("--pipeline-degree", "1"), ("--placement", "denoise=0-1 decode=0")):
-        assert not only(told(tmp_path, model, *options, *asked, "--dry-run"), "placement")
+        assert not named(told(tmp_path, model, *options, *asked, "--dry-run"), "placement")
 
 
 def test_without_a_calibrated_machine_a_rule_of_thumb_holds(model: Path, tmp_path: Path) -> None:
     options = (*LONG_OPTIONS, "--ranks", "4", "--dry-run")
-    assert not only(told(tmp_path, model, *options), "placement")
+    assert not named(told(tmp_path, model, *options), "placement")
     events = told(tmp_path, model, *options, "--placement", "auto")
-    (placement,) = only(events, "placement")
+    (placement,) = named(events, "placement")
     assert says(placement["reason"], "together, 4 layer slices .. rule of thumb .. `paradit calibrate")
-    (plan,) = only(events, "plan")
+    (plan,) = named(events, "plan")
     assert plan["pipeline_degree"] == 4
-    (placement,) = only(
+    (placement,) = named(
         told(tmp_path, model, *options, "--placement", "auto", "--method", "fifo"), "placement"
     )
     assert placement["reason"] == "together: the planner cannot simulate method fifo"
@@ -109,13 +105,13 @@ def test_a_calibrated_machine_needs_no_warm_up(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told(tmp_path, model)
-    alone = load_file(tmp_path / "l.safetensors")["latents"]
+    alone = latents_in(tmp_path)
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     events = told(tmp_path, model, "--ranks", "2", "--placement", "auto")
-    (placement,) = only(events, "placement")
+    (placement,) = named(events, "placement")
     assert "as planned for this machine" in placement["reason"]
     assert "warm-up" not in {event.get("stage") for event in events}
-    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents_in(tmp_path), alone, rtol=0, atol=1e-5)
 
 
 def rehearsals(trace: Path) -> int:
@@ -126,29 +122,29 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told(tmp_path, model)
-    alone = load_file(tmp_path / "l.safetensors")["latents"]
+    alone = latents_in(tmp_path)
     options, trace = ("--ranks", "2", "--explain", "--trace", "t.json"), tmp_path / "t.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
-    (*_, line, _) = [event["line"] for event in only(told(tmp_path, model, *options), "explain")]
+    (*_, line, _) = [event["line"] for event in named(told(tmp_path, model, *options), "explain")]
     assert says(line, "attention auto: .. measured in the first step")
     assert rehearsals(trace) == 2  # one on each rank
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     events = told(tmp_path, model, *options)
-    (*_, line, _) = [event["line"] for event in only(events, "explain")]
+    (*_, line, _) = [event["line"] for event in named(events, "explain")]
     assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, .*this machine", line)
-    assert not only(events, "placement")
+    assert not named(events, "placement")
     assert rehearsals(trace) == 0
-    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents_in(tmp_path), alone, rtol=0, atol=1e-5)
     # Options that are given are not planned.
     asked = told(tmp_path, model, "--ranks", "2", "--explain", "--attention", "ulysses", "--dry-run")
-    assert "attention ulysses: as requested" in [event["line"] for event in only(asked, "explain")]
+    assert "attention ulysses: as requested" in [event["line"] for event in named(asked, "explain")]
 
 
 def test_torchrun_s_ranks_plan_by_the_same_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told(tmp_path, model)
-    alone = load_file(tmp_path / "l.safetensors")["latents"]
+    alone = latents_in(tmp_path)
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["-o", "v.mp4", "--latents", "l.safetensors", "--overwrite", "--json", "--explain"]
@@ -158,6 +154,6 @@ def test_torchrun_s_ranks_plan_by_the_same_file(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    (*_, line, _) = [event["line"] for event in only(events, "explain")]
+    (*_, line, _) = [event["line"] for event in named(events, "explain")]
     assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, .*this machine", line)
-    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents_in(tmp_path), alone, rtol=0, atol=1e-5)

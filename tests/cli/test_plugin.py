@@ -19,11 +19,11 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from safetensors.torch import load_file
 from transformers import T5Config, T5EncoderModel
 
 import paradit
 import warm
+from made_videos import latents_in
 from messages import says
 from paradit.attention.registry import FORMS, Choice
 from paradit.attention.timing import layer
@@ -131,7 +131,7 @@ def test_makes_the_videos_of_diffusers_on_one_and_two_ranks(
     for options, environ in ways:
         done = warm.run([*words, "--latents", "l.safetensors", "-o", "v.mp4", *options], tmp_path, environ)
         assert done.returncode == 0, done.stderr
-        made = load_file(tmp_path / "l.safetensors")["latents"]
+        made = latents_in(tmp_path)
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
         assert expected.std() > 0.1
 
@@ -144,7 +144,7 @@ def test_a_method_makes_videos_on_one_and_two_ranks(env: dict[str, str], tmp_pat
         files = ["--latents", "l.safetensors", "-o", "v.mp4"]
         done = warm.run([*words, *files, *ranks], tmp_path, env)
         assert done.returncode == 0, done.stderr
-        made.append(load_file(tmp_path / "l.safetensors")["latents"])
+        made.append(latents_in(tmp_path))
     assert made[0].shape[2] == 5
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-5)
     refused = command(env, *words, "--prompt-at", "0.5s", "a blue ring", cwd=tmp_path)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import warm
+from made_videos import latents_in
 from paradit.config.errors import RankError
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
@@ -23,6 +23,7 @@ from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.stopping import Stop
+from runs import named
 from tiny import save_folder
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -42,7 +43,7 @@ def latents(model: Path, folder: Path, *options: str) -> torch.Tensor:
     done = command(model, folder, "--latents", "l.safetensors", "--overwrite", *options)
     assert done.returncode == 0, done.stderr
     assert ("by rank" in done.stdout) == bool(options)
-    return load_file(folder / "l.safetensors")["latents"]
+    return latents_in(folder)
 
 
 def test_the_same_video(model: Path, tmp_path: Path) -> None:
@@ -67,11 +68,7 @@ def in_many_prompts(model: Path, folder: Path, *options: str) -> list[dict[str, 
 
 
 def many_latents(folder: Path) -> list[torch.Tensor]:
-    return [load_file(folder / f"l-0{number}.safetensors")["latents"] for number in range(3)]
-
-
-def named(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [event for event in events if event["event"] == name]
+    return [latents_in(folder, f"l-0{number}") for number in range(3)]
 
 
 def test_replicas_share_the_prompts(model: Path, tmp_path: Path) -> None:
@@ -155,7 +152,7 @@ def test_torchrun_gives_the_same_video(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = [json.loads(line) for line in done.stdout.splitlines() if '"result"' in line]
     assert len(result["peak_memory_bytes_by_rank"]) == 3
-    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents_in(tmp_path), alone, rtol=0, atol=1e-5)
 
 
 def test_a_rank_that_cannot_start_says_so_itself(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from made_videos import latents_in
 from messages import says
 from paradit.config.methods.blocks import BlocksRequest
 from paradit.config.placement import Placement
@@ -32,9 +33,7 @@ def same(made: Path, by_before: Path, folder: Path) -> None:
     assert (ours - theirs).abs().max() < 1e-5
     finished(folder, "generate", "a red circle moving right", "--size", "32x32", "--latents", "n.safetensors",
              "-o", "n.mp4", *FULL)  # fmt: skip
-    if torch.equal(
-        load_file(folder / "n.safetensors")["latents"], load_file(FILES / "full.safetensors")["latents"]
-    ):
+    if torch.equal(latents_in(folder, "n"), latents_in(FILES, "full")):
         assert torch.equal(ours, theirs)
 
 

@@ -11,12 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
-from safetensors.torch import load_file
 
-from paradit.video.reader import read_video
 from warm import start
 
 COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
@@ -84,16 +80,15 @@ def finished(folder: Path, *arguments: str) -> Command:
     return command
 
 
+def named(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the events of one name."""
+    return [event for event in events if event["event"] == name]
+
+
 def run_folder(folder: Path) -> Path:
     """Return the folder of the only run that can be resumed."""
     (found,) = (folder / "paradit-runs").iterdir()
     return found
-
-
-def video(folder: Path, number: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Return latents and frames of video `number`, from l-00.safetensors and v-00.mp4 and so on."""
-    latents = load_file(folder / f"l-{number:02d}.safetensors")["latents"]
-    return latents, read_video(folder / f"v-{number:02d}.mp4")[0]
 
 
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:

@@ -42,8 +42,10 @@ from transformers import (
 from paradit.attention.local_attention import local
 from paradit.distributed.agreement import Agreement
 from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.families import loader
 from paradit.models.open_sora_plan.wf_vae import WFVAEModel
 from paradit.models.protocol import Frames, SplitTransformer, Tokens, VideoModel
+from paradit.models.spec import read_spec
 from paradit.parallel.run_blocks import run, through_blocks
 from paradit.stages.decode import pictures
 
@@ -297,6 +299,13 @@ def save_hunyuan_folder(
     if settings:
         (folder / "paradit.json").write_text(json.dumps(settings))
     return folder
+
+
+def load_on_cpu(folder: Path, dtype: torch.dtype = torch.float32, *, layers: bool = True) -> VideoModel:
+    """Load a model onto the CPU, with its transformers' layers or without them."""
+    spec = read_spec(folder)
+    model: VideoModel = loader(spec.pipeline_class)(spec, dtype, torch.device("cpu"), layers=layers)
+    return model
 
 
 def decoded(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None = None) -> Iterator[Frames]:

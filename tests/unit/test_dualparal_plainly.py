@@ -17,13 +17,11 @@ from paradit.attention.local_attention import sdpa
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.common.seeded import seeded
-from paradit.models.families import loader
 from paradit.models.protocol import Prompt, VideoModel
-from paradit.models.spec import read_spec
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.noise import PooledNoise, initial_noise
 from paradit.scheduling.block_queue import BlockQueue
-from tiny import save_folder
+from tiny import load_on_cpu, save_folder
 
 OWN, CONTEXT, STEPS, BLOCKS, SEED = 4, 2, 5, 5, 7
 """Latent frames of a block, of the context on each side, and numbers of steps and blocks."""
@@ -103,8 +101,7 @@ def take_step(
 @torch.no_grad()
 def test_equals_the_algorithm_restated(lag: int, tmp_path: Path) -> None:
     """With a lag of 1, the authors' program reads left contexts that are one step cleaner."""
-    spec = read_spec(save_folder("wan21", tmp_path, layers=2))
-    model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+    model = load_on_cpu(save_folder("wan21", tmp_path, layers=2))
     prompts = [model.encode_prompt("a red circle"), model.encode_prompt("blurry")]
     queue = BlockQueue(
         num_frames=OWN * BLOCKS,
@@ -114,8 +111,8 @@ def test_equals_the_algorithm_restated(lag: int, tmp_path: Path) -> None:
         lag=lag,
         left_level="one-cleaner",
     )
-    request = resolve(Request(prompt="any", num_inference_steps=STEPS, guidance_scale=SCALE), spec)
-    noise = PooledNoise((spec.vae.z_dim, *SIZE), SEED, OWN, CONTEXT)
+    request = resolve(Request(prompt="any", num_inference_steps=STEPS, guidance_scale=SCALE), model.spec)
+    noise = PooledNoise((model.spec.vae.z_dim, *SIZE), SEED, OWN, CONTEXT)
     made = BlockPipeline(model, queue, tuple(prompts), noise, SIZE, request=request).blocks()
     for block, expected in zip(made, queue_of_blocks(model, prompts, lag), strict=True):
         torch.testing.assert_close(block, expected, rtol=0, atol=4e-6)

@@ -14,6 +14,7 @@ from paradit.config.placement_text import read_groups, read_placement
 from paradit.distributed.shares import Shares
 from paradit.parallel.coprocess_message import Message
 from paradit.scheduling.helper_work import TRIALS, HelperSpeed, Judge, helpers_work
+from threads import one_thread
 
 
 def speed(compute: float = 1.0, link: float = 0.0, fixed: float = 0.0) -> HelperSpeed:
@@ -107,16 +108,14 @@ def test_who_is_idle_is_judged_together() -> None:
 
 @pytest.mark.parametrize("form", ["plain", "2 chunks", "5 chunks"])
 @pytest.mark.parametrize(("num_holders", "num_helpers"), [(1, 1), (2, 1), (3, 2), (2, 3)])
+@one_thread()
 def test_every_split_has_the_bits_of_one_place(num_holders: int, num_helpers: int, form: str) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     numbers = random.Random(num_holders * 10 + num_helpers)
     for _ in range(25):
         shares = random_shares(numbers, num_holders, num_helpers)
         q, k, v = random_qkv(shares)
         attended, _ = attend_on_ranks(shares, q, k, v, FORMS[form])
         assert torch.equal(attended, sdpa(q, k, v)), shares
-    torch.set_num_threads(threads)
 
 
 def test_a_helper_sends_nothing_in() -> None:

@@ -20,18 +20,11 @@ from paradit.attention.window import Neighbour, windowed, windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
+from threads import one_thread
 
 each_pattern = pytest.mark.parametrize(
     "pattern", [Pattern(4), Pattern(4, run=4), Pattern(3, run=2), Pattern(1, run=5)], ids=str
 )
-
-
-@pytest.fixture
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def mask_of(pattern: Pattern, num_tokens: int) -> Tensor:
@@ -82,7 +75,7 @@ def test_one_process_equals_masked_attention(pattern: Pattern, num_tokens: int) 
 
 
 @pytest.mark.parametrize(("run", "most"), [(1, 1.5), (4, 2.25)])
-@pytest.mark.usefixtures("one_thread")
+@one_thread()
 def test_no_mask_and_no_whole_sequence_is_copied(run: int, most: float) -> None:
     q, k, v = random_qkv(Shares.equal(8192, 4, 1))
     peak = allocated_peak(lambda: attended(sdpa, Pattern(4, run), q, k, v))
@@ -101,7 +94,7 @@ def test_ranks_equal_masked_attention(shares: Shares, form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("num_ranks", [2, 3, 5, 7])
-@pytest.mark.usefixtures("one_thread")
+@one_thread()
 def test_the_bits_are_those_of_one_process(num_ranks: int, form: Form) -> None:
     for pattern in (Pattern(4), Pattern(4, run=4)):
         shares = Shares.equal(1187, 6, num_ranks)
@@ -129,7 +122,7 @@ def rope_of(x: Tensor) -> Rope:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-@pytest.mark.usefixtures("one_thread")
+@one_thread()
 def test_a_window_counts_tokens_from_its_first_frame(num_ranks: int) -> None:
     site, shares = Site(0, pattern=Pattern(4, run=4)), Shares.equal(COMPUTED, 3, num_ranks)
     q, k, v = random_qkv(Shares.equal(BEFORE + COMPUTED + AFTER, 3, 1))

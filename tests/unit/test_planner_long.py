@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
@@ -20,7 +19,6 @@ from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned_placement import Open, planned
-from paradit.models.families import loader
 from paradit.models.published import published_spec
 from paradit.models.spec import read_spec, stage_of
 from paradit.planner.block_costs import pipelines
@@ -40,7 +38,7 @@ from paradit.scheduling.block_queue import LEFT_SOURCES
 from paradit.scheduling.layer_pipeline import PipelineGrid, duration
 from paradit.testing import run_world
 from planner_cases import cluster
-from tiny import save_folder
+from tiny import load_on_cpu, save_folder
 
 SPEC = published_spec("Wan2.1-T2V-1.3B-Diffusers")
 FREE = {"latency": 0.0, "bandwidth": 1e30}
@@ -419,7 +417,7 @@ def bytes_sent(world: World, folder: Path) -> list[int]:
     for grid, left_context in CASES:
         spec, video, sent = read_spec(folder), small_video(folder, grid, left_context), 0
         queue, request = video.queue, video.request
-        model = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+        model = load_on_cpu(folder)
         prompts = tuple(model.encode_prompt(text) for text in ("a red circle", "blurry"))
         share = divide_layers(model, world, None, grid)
         noise = PooledNoise((spec.vae.z_dim, 6, 8), 3, queue.block_frames, queue.context_frames)

@@ -12,6 +12,7 @@ from paradit.attention.some_rows import some_rows
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
+from threads import one_thread
 
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 each_share = pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
@@ -74,21 +75,18 @@ def test_refuses_shares_for_another_number_of_ranks() -> None:
 
 @each_form
 @pytest.mark.parametrize("num_ranks", [2, 3, 4, 5, 7])
+@one_thread()
 def test_the_bits_are_those_of_one_place(num_ranks: int, form: Form) -> None:
     shares = Shares.equal(324, 6, num_ranks)
     q, k, v = random_qkv(shares)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     attended, _ = attend_on_ranks(shares, q, k, v, form)
     assert torch.equal(attended, sdpa(q, k, v))
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("depth", [16, 36, 64, 128])
 @pytest.mark.parametrize("total", [5, 33, 100, 194, 324, 780])
+@one_thread()
 def test_some_rows_have_the_bits_of_all(total: int, depth: int) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     q, k, v = (torch.randn(2, total, 2, depth) for _ in range(3))
     expected = sdpa(q, k, v)
     numbers = random.Random(0)
@@ -96,4 +94,3 @@ def test_some_rows_have_the_bits_of_all(total: int, depth: int) -> None:
         start = numbers.randrange(total)
         stop = numbers.randrange(start, total) + 1
         assert torch.equal(some_rows(sdpa, q[:, start:stop], k, v, start=start), expected[:, start:stop])
-    torch.set_num_threads(threads)

@@ -16,9 +16,7 @@ from paradit.config.placement import Placement
 from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.predictors import sequence_parallel
-from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
-from paradit.models.spec import read_spec
 from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.progress import Event, Progress, Stepped
 from paradit.sampling import fifo, full_sequence, windowed
@@ -27,7 +25,7 @@ from paradit.sampling.guidance import guide
 from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.testing import run_world
-from tiny import drawing_scheduler, save_folder
+from tiny import drawing_scheduler, load_on_cpu, save_folder
 
 SIZE = 4, 6
 """Height and width of the latents."""
@@ -37,12 +35,6 @@ QUEUES = [
     for frames, block, context, steps in [(11, 3, 2, 5), (12, 2, 0, 4), (5, 4, 4, 6), (3, 8, 2, 3)]
 ]
 NAMES = ["four blocks", "no context", "two blocks", "one block"]
-
-
-def load(folder: Path) -> VideoModel:
-    spec = read_spec(folder)
-    model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
-    return model
 
 
 def prompts(model: VideoModel) -> tuple[tuple[Tensor, ...], ...]:
@@ -99,7 +91,7 @@ def whole_noise(model: VideoModel, queue: BlockQueue) -> Tensor:
 
 @pytest.mark.parametrize("queue", QUEUES, ids=NAMES)
 def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue, tmp_path: Path) -> None:
-    model = load(save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler()))
+    model = load_on_cpu(save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler()))
     blocks, context, num_frames = queue.block_frames, queue.context_frames, frames_in(queue)
     pool = whole_noise(model, queue)
     total, weights = torch.zeros(()), torch.zeros(num_frames)
@@ -134,7 +126,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
 
 
 def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
-    model = load(save_folder("wan21", tmp_path))
+    model = load_on_cpu(save_folder("wan21", tmp_path))
     (expected,) = full_sequence.denoise(
         model,
         noise_for(model, QUEUES[3]).block(0)[:, :, :3],
@@ -151,7 +143,7 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("queue", QUEUES, ids=NAMES)
 def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp_path: Path) -> None:
     """Latents equal a plain loop over the module's own `forward`, with a timestep for every frame."""
-    model = load(save_folder(variant, tmp_path, scheduler=drawing_scheduler()))
+    model = load_on_cpu(save_folder(variant, tmp_path, scheduler=drawing_scheduler()))
     transformer: Any = model.experts[0]
     module, last, num_frames = transformer.module, queue.num_steps, frames_in(queue)
     latents = whole_noise(model, queue)
@@ -190,7 +182,7 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
 @pytest.mark.parametrize("method", [windowed, fifo])
 @pytest.mark.parametrize("queue", QUEUES[:3], ids=NAMES[:3])
 def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_path: Path) -> None:
-    model = load(save_folder("wan21", tmp_path, scheduler=drawing_scheduler()))
+    model = load_on_cpu(save_folder("wan21", tmp_path, scheduler=drawing_scheduler()))
     states: list[bytes] = []
 
     def save(state: QueueState) -> bool:
@@ -210,7 +202,7 @@ def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_p
 
 
 def on_ranks(world: World, folder: Path, cfg_degree: int) -> list[list[Tensor]]:
-    model = load(folder)
+    model = load_on_cpu(folder)
     placement = Placement(ranks=world.size, cfg_degree=cfg_degree, attention="ulysses")
     predictor = sequence_parallel(world, placement, model.experts[0].num_heads)
     return [make(method, model, QUEUES[0], predictor=predictor) for method in (windowed, fifo)]
@@ -219,7 +211,7 @@ def on_ranks(world: World, folder: Path, cfg_degree: int) -> list[list[Tensor]]:
 @pytest.mark.parametrize(("num_ranks", "cfg_degree"), [(2, 2), (3, 1)])
 def test_ranks_share_each_window(num_ranks: int, cfg_degree: int, tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path, heads=3, scheduler=drawing_scheduler())
-    expected = [make(method, load(folder), QUEUES[0]) for method in (windowed, fifo)]
+    expected = [make(method, load_on_cpu(folder), QUEUES[0]) for method in (windowed, fifo)]
     for made in run_world(on_ranks, num_ranks, folder, cfg_degree):
         for blocks, wanted in zip(made, expected, strict=True):
             for block, other in zip(blocks, wanted, strict=True):

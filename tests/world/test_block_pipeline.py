@@ -1,7 +1,6 @@
 """Long videos by blocks: what is computed, and that the bits are the same on any number of ranks."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -20,9 +19,7 @@ from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed import tensor_queue
 from paradit.distributed.world import World
 from paradit.models.common.latent_blocks import LatentBlocks
-from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
-from paradit.models.spec import read_spec
 from paradit.parallel.run_blocks import run
 from paradit.progress import Event, Progress, Stepped
 from paradit.sampling import block_pipeline, full_sequence, pipeline_links
@@ -34,7 +31,8 @@ from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
 from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import PipelineGrid, idle_slots
 from paradit.testing import run_world
-from tiny import VARIANTS, decoded, drawing_scheduler, save_folder, save_hunyuan_folder
+from threads import one_thread
+from tiny import VARIANTS, decoded, drawing_scheduler, load_on_cpu, save_folder, save_hunyuan_folder
 
 SIZE = 4, 6
 """Height and width of the latents."""
@@ -85,12 +83,6 @@ CASES = [
 LAGGING = [case for case in CASES if case.lag > 1]
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32, *, layers: bool = True) -> VideoModel:
-    spec = read_spec(folder)
-    model: VideoModel = loader(spec.pipeline_class)(spec, dtype, torch.device("cpu"), layers=layers)
-    return model
-
-
 def noise_for(model: VideoModel, case: Case, seed: int = 3) -> BlockNoise:
     return PooledNoise((model.spec.vae.z_dim, *SIZE), seed, case.block_frames, case.context_frames)
 
@@ -124,18 +116,9 @@ def pipeline(
     )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run the body with one thread, like a rank."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def alone(folder: Path, cases: list[Case]) -> list[list[Tensor]]:
     with one_thread():
-        model = load(folder)
+        model = load_on_cpu(folder)
         return [list(pipeline(model, case).blocks()) for case in cases]
 
 
@@ -146,7 +129,7 @@ def on_ranks(
     costs: LayerCosts | None,
     grid: PipelineGrid,
 ) -> list[list[Tensor]]:
-    model = load(folder, layers=False)
+    model = load_on_cpu(folder, layers=False)
     share = divide_layers(model, world, costs, grid)
     return [list(pipeline(model, case, share).blocks()) for case in cases]
 
@@ -223,7 +206,7 @@ def test_groups_of_hunyuan_video(tmp_path: Path) -> None:
 
 
 def in_bf16(world: World, folder: Path) -> list[Tensor]:
-    model = load(folder, torch.bfloat16, layers=False)
+    model = load_on_cpu(folder, torch.bfloat16, layers=False)
     share = divide_layers(model, world, None)
     return list(pipeline(model, CASES[0], share).blocks())
 
@@ -262,7 +245,7 @@ class Clock:
 
 def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
     """Return the slots, in block-steps, until rank 0 has its last prediction, for each case."""
-    model, taken = load(folder), []
+    model, taken = load_on_cpu(folder), []
     share = divide_layers(model, world, None)
 
     def run_in_one_slot(work: Any) -> Any:
@@ -299,7 +282,7 @@ def test_a_rank_holds_its_own_layers_only(layers: bool, tmp_path: Path) -> None:
 
 
 def layers_held(world: World, folder: Path, layers: bool) -> tuple[range, list[int]]:
-    model = load(folder, layers=layers)
+    model = load_on_cpu(folder, layers=layers)
     share = divide_layers(model, world, LayerCosts((1.0,) * 3, embed=2.0) if world.rank == 0 else None)
     experts: Any = model.experts
     held = [len(expert.module.blocks) for expert in experts]
@@ -310,7 +293,7 @@ def layers_held(world: World, folder: Path, layers: bool) -> tuple[range, list[i
 @pytest.mark.parametrize("layers", [True, False], ids=["all there", "none yet"])
 def test_costs_are_measured(layers: bool, tmp_path: Path) -> None:
     """Costs are measured for both kinds of layers, with at most one layer loaded if none was."""
-    model = load(save_hunyuan_folder(tmp_path), layers=layers)
+    model = load_on_cpu(save_hunyuan_folder(tmp_path), layers=layers)
     costs = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle"))
     assert len(costs.layers) == 4
     assert costs.layers[0] == costs.layers[1] != costs.layers[2] == costs.layers[3]
@@ -319,7 +302,7 @@ def test_costs_are_measured(layers: bool, tmp_path: Path) -> None:
 
 
 def test_costs_of_sparse_layers_are_measured_by_pattern(tmp_path: Path) -> None:
-    model = load(small_open_sora_plan.save_folder(tmp_path))
+    model = load_on_cpu(small_open_sora_plan.save_folder(tmp_path))
     full, _, single, group, *ends = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle")).layers
     assert ends == [full, full]
     assert len({full, single, group}) == 3
@@ -327,7 +310,7 @@ def test_costs_of_sparse_layers_are_measured_by_pattern(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("guided", [True, False])
 def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> None:
-    model = load(save_folder("wan22_a14b", tmp_path))
+    model = load_on_cpu(save_folder("wan22_a14b", tmp_path))
     case = Case(5, 5, 0, 6, guided=guided)
     texts = ["a red circle", "blurry"] if guided else ["a circle"]
     with one_thread():
@@ -434,7 +417,7 @@ class Plainly:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.no_grad()
 def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
-    model = load(save_folder("wan22_a14b", tmp_path, layers=2, scheduler=drawing_scheduler()))
+    model = load_on_cpu(save_folder("wan22_a14b", tmp_path, layers=2, scheduler=drawing_scheduler()))
     experts = [model.expert_at(timestep) for timestep in model.scheduler(request_of(model, case)).timesteps]
     assert 0 in experts
     assert case.steps < 4 or 1 in experts
@@ -448,7 +431,7 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
         folder = save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler())
     else:
         folder, case = save_hunyuan_folder(tmp_path), CASES[1]
-    model = load(folder)
+    model = load_on_cpu(folder)
     states: list[QueueState] = []
     done: list[int] = []
 
@@ -466,7 +449,9 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
         assert max(len(state.blocks) for state in states) <= case.steps + 1
         for state, before in zip(states, done, strict=True):
             told: list[Event] = []
-            rest = list(pipeline(load(folder), case, state=state, progress=Progress(told.append)).blocks())
+            rest = list(
+                pipeline(load_on_cpu(folder), case, state=state, progress=Progress(told.append)).blocks()
+            )
             steps = [(event.done, event.resumed) for event in told if isinstance(event, Stepped)]
             assert {resumed for _, resumed in steps} == {steps[0][0]}  # the first is of an earlier process
             assert len(rest) == len(made) - before
@@ -474,7 +459,7 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
 
 
 def saved_on_ranks(world: World, folder: Path, case: Case, grid: PipelineGrid) -> list[QueueState]:
-    model = load(folder)
+    model = load_on_cpu(folder)
     states: list[QueueState] = []
     share = divide_layers(model, world, None, grid)
     list(pipeline(model, case, share).blocks(states.append, save_every=3))
@@ -482,7 +467,7 @@ def saved_on_ranks(world: World, folder: Path, case: Case, grid: PipelineGrid) -
 
 
 def going_on(world: World, folder: Path, case: Case, state: QueueState, grid: PipelineGrid) -> list[Tensor]:
-    model = load(folder)
+    model = load_on_cpu(folder)
     share = divide_layers(model, world, None, grid)
     return list(pipeline(model, case, share, state).blocks())
 
@@ -520,7 +505,7 @@ def test_gone_on_with_another_number_of_ranks(
 
 @pytest.mark.parametrize("case", [*CASES[:3], *LAGGING], ids=str)
 def test_a_video_is_extended_from_the_last_state_before_its_end_is_known(case: Case, tmp_path: Path) -> None:
-    model = load(save_folder("wan21", tmp_path))
+    model = load_on_cpu(save_folder("wan21", tmp_path))
     states: list[QueueState] = []
     longer = replace(case, frames=case.frames + 5)
     with one_thread():
@@ -534,7 +519,7 @@ def test_a_video_is_extended_from_the_last_state_before_its_end_is_known(case: C
 
 @pytest.mark.parametrize("lag", [1, 2])
 def test_a_video_without_end(lag: int, tmp_path: Path) -> None:
-    model, case = load(save_folder("wan21", tmp_path)), Case(20, 2, 1, 3, lag=lag)
+    model, case = load_on_cpu(save_folder("wan21", tmp_path)), Case(20, 2, 1, 3, lag=lag)
     with one_thread():
         endless = pipeline(model, case, queue=replace(case.queue, num_frames=None)).blocks()
         whole = pipeline(model, case).blocks()
@@ -545,7 +530,7 @@ def test_a_video_without_end(lag: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
     """Frames equal those of the whole latents, and a block is requested once those before are decoded."""
-    model = load(save_folder(variant, tmp_path))
+    model = load_on_cpu(save_folder(variant, tmp_path))
     latents = torch.randn(1, model.spec.vae.z_dim, 6, *SIZE)
     asked: list[int] = []
 
@@ -563,7 +548,7 @@ def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
 
 
 def test_latents_that_are_not_finite_are_named(tmp_path: Path) -> None:
-    model = load(save_folder("wan21", tmp_path))
+    model = load_on_cpu(save_folder("wan21", tmp_path))
     experts: Any = model.experts
     experts[0].module.proj_out.bias.data.fill_(torch.inf)
     with pytest.raises(FloatingPointError, match="the latents of block 1 are not finite after step 1"):
@@ -585,7 +570,7 @@ def poisoned_on_ranks(
     world: World, folder: Path, points: list[tuple[int, int]], grid: PipelineGrid
 ) -> list[Any]:
     """Return this rank's blocks or error for a video poisoned at each point, and then for a sound one."""
-    model = load(folder)
+    model = load_on_cpu(folder)
     share = divide_layers(model, world, None, grid)
     collect = BlockPipeline._collect
     found: list[Any] = []

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from attention_in_memory import DEPTH, FORMS, layout_of, of_rank, random_qkv, random_shares
+from made_videos import latents_in
 from paradit.attention.base import Attend, Layout, Site
 from paradit.attention.local_attention import local, sdpa
 from paradit.attention.patterns import Pattern
@@ -154,7 +154,7 @@ def on_ranks(
 
 
 def latents(folder: Path, number: int) -> list[Tensor]:
-    return [load_file(folder / f"{seed}.safetensors")["latents"] for seed in range(number)]
+    return [latents_in(folder, seed) for seed in range(number)]
 
 
 def check(

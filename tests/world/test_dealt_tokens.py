@@ -26,6 +26,7 @@ from paradit.parallel.run_blocks import run, through_blocks, through_dealt_block
 from paradit.parallel.sequence_parallel import SequenceParallel
 from paradit.testing import run_world
 from small_open_sora_plan import inputs, transformer
+from threads import one_thread
 
 HEADS = 16
 SKIPPED, RUNS = Pattern(groups=4), Pattern(groups=4, run=4)
@@ -164,10 +165,8 @@ def on_ranks(world: World) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_open_sora_plan(num_ranks: int) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    alone = predictions(LocalPredictor())
-    torch.set_num_threads(threads)
+    with one_thread():
+        alone = predictions(LocalPredictor())
     for found in run_world(on_ranks, num_ranks):
         for name, values in found.items():
             assert torch.equal(values, alone), name

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import paradit
 import warm
+from made_videos import latents_in
 from paradit import Engine, InputError, JobCancelled, JobError, Placement, Request
 from paradit.engine.engine_job import EngineJob
 from paradit.engine.events import Doing, Finished, Restarted
@@ -61,7 +61,7 @@ def submitted(engine: Engine, folder: Path, seed: int, steps: int = 3, **fields:
 
 
 def latents(folder: Path, seed: int) -> torch.Tensor:
-    return load_file(folder / f"{seed}.safetensors")["latents"]
+    return latents_in(folder, seed)
 
 
 def until(job: EngineJob, kind: type[Event], stage: str = "denoise") -> None:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from paradit.config.methods.blocks import in_blocks
@@ -23,6 +22,7 @@ from paradit.sampling.noise import PooledNoise
 from paradit.scheduling.layer_pipeline import PipelineGrid
 from paradit.testing import run_world
 from paradit.text_to_video import text_to_video
+from threads import one_thread
 from tiny import save_folder
 
 SCALES = [(3.0, 1.0), (1.0, 3.0), (1.0, 1.0)]
@@ -79,10 +79,8 @@ def on_ranks(world: World, folder: Path) -> tuple[list[list[Tensor]], list[list[
 
 def test_two_ranks_make_the_video_of_one(tmp_path: Path) -> None:
     folder = save_folder("wan22_a14b", tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected, blocks = whole(folder, None), in_queue(folder, None)
-    torch.set_num_threads(threads)
+    with one_thread():
+        expected, blocks = whole(folder, None), in_queue(folder, None)
     (shared, divided), (also, _) = run_world(on_ranks, 2, folder, timeout=240)
     for videos in (*shared, *also):
         for latents, video in zip(videos, expected, strict=True):

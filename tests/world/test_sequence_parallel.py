@@ -15,8 +15,6 @@ from paradit.config.requests import Request
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.engine.predictors import sequence_parallel
-from paradit.models.families import loader
-from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.parallel.predictor import Predictor
 from paradit.parallel.sequence_parallel import SequenceParallel, Undecided
@@ -26,7 +24,8 @@ from paradit.sampling.full_sequence import denoise
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.testing import run_world
 from paradit.text_to_video import text_to_video
-from tiny import VARIANTS, drawing_scheduler, save_folder
+from threads import one_thread
+from tiny import VARIANTS, drawing_scheduler, load_on_cpu, save_folder
 
 STEPS = 3
 
@@ -34,8 +33,8 @@ STEPS = 3
 def final_latents(
     folder: Path, size: tuple[int, int, int], guided: bool, predictor: Predictor | None
 ) -> Tensor:
-    spec = read_spec(folder)
-    model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+    model = load_on_cpu(folder)
+    spec = model.spec
     prompts = ["a red circle", "blurry"] if guided else ["a red circle"]
     (latents,) = denoise(
         model,
@@ -51,11 +50,8 @@ def final_latents(
 
 def alone(folder: Path, size: tuple[int, int, int], guided: bool) -> Tensor:
     """Return one process's latents, computed with one thread, like a rank's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = final_latents(folder, size, guided, None)
-    torch.set_num_threads(threads)
-    return expected
+    with one_thread():
+        return final_latents(folder, size, guided, None)
 
 
 def on_ranks(

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from made_videos import latents_in
 from messages import says
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
@@ -44,7 +44,7 @@ def made(folder: Path, count: int = len(PROMPTS)) -> list[tuple[torch.Tensor, np
     for number in range(count):
         with av.open(str(folder / f"{number}.mp4")) as file:
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
-        found.append((load_file(folder / f"{number}.safetensors")["latents"], frames))
+        found.append((latents_in(folder, number), frames))
     return found
 
 
