@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 
 from launcher_variables import SECOND
 from messages import says
+from patience import wait_for
 from tiny import save_folder
 from warm import Warm, run
 
@@ -62,8 +62,8 @@ def test_waiting_for_others_says_for_whom_and_can_be_interrupted(model: Path, tm
         for rank, ranks, port in (("0", "3", here), ("1", "3", here), ("1", "2", elsewhere))
     )
     unset = "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT, or start all ranks with torchrun)\n"
-    wait_for(first, f"rank 0 waits for rank 2 of 3 at 127.0.0.1:{here} .. {unset}")
-    wait_for(alone, f"rank 1 waits for rank 0 of 2 at 127.0.0.1:{elsewhere} .. {unset}")
+    wait_for_words(first, f"rank 0 waits for rank 2 of 3 at 127.0.0.1:{here} .. {unset}")
+    wait_for_words(alone, f"rank 1 waits for rank 0 of 2 at 127.0.0.1:{elsewhere} .. {unset}")
     assert "waits for rank 2" not in second.errors_so_far()  # the first rank reports it
 
     assert ended(alone, signal.SIGTERM) == (143, "paradit: terminated")
@@ -79,11 +79,8 @@ def free_port() -> int:
         return port
 
 
-def wait_for(process: Warm, words: str) -> None:
-    deadline = time.monotonic() + 60
-    while not says(process.errors_so_far(), words):
-        assert time.monotonic() < deadline, process.errors_so_far()
-        time.sleep(0.1)
+def wait_for_words(process: Warm, words: str) -> None:
+    wait_for(lambda: says(process.errors_so_far(), words), process.errors_so_far)
 
 
 def ended(process: Warm, signum: int | None) -> tuple[int | None, str]:
@@ -96,6 +93,8 @@ def ended(process: Warm, signum: int | None) -> tuple[int | None, str]:
 
 SWALLOWED = """
 import os, signal, sys
+from patience import wait_for
+from patience import wait_for
 from paradit.cli.signals import Stopped, stopping_cleanly
 
 class Callback:

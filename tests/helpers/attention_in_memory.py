@@ -174,9 +174,13 @@ SHARES = {
 
 
 def random_qkv(shares: Shares) -> tuple[Tensor, Tensor, Tensor]:
+    return random_rows(shares.num_rows, shares.num_heads)
+
+
+def random_rows(num_rows: int, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random queries, keys and values of `num_rows` tokens."""
     generator = torch.Generator().manual_seed(0)
-    shape = (2, shares.num_rows, shares.num_heads, DEPTH)
-    q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+    q, k, v = (torch.randn(2, num_rows, num_heads, DEPTH, generator=generator) for _ in range(3))
     return q, k, v
 
 

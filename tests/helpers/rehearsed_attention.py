@@ -36,13 +36,19 @@ BYTES = LAYERS * 4 * 2 * (TOKENS // 2) * (HEADS // 2) * DEPTH * 4
 SHARES = Shares.equal(TOKENS, HEADS, 2)
 
 
+def kernel_seconds(query: Tensor, key: Tensor) -> float:
+    return ROW * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1] / TOKENS
+
+
 class Kernel(MeasuredKernel):
+    """Kernel whose time is that of its pairs of queries and keys."""
+
     def __init__(self) -> None:
         super().__init__(lambda query, *_: query, torch.device("cpu"))
 
-    def seconds(self, query: Tensor, key: Tensor, pattern: Pattern | None = None) -> float:  # noqa: ARG002
-        assert key.shape[1] == TOKENS
-        return ROW * query.shape[0] * query.shape[1] * query.shape[2]
+    def seconds(self, query: Tensor, key: Tensor, pattern: Pattern | None = None) -> float:
+        assert pattern is None, "each group is computed by itself"
+        return kernel_seconds(query, key)
 
 
 def block_cost(value: Tensor, streams: int) -> BlockCost:
@@ -67,7 +73,7 @@ def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pyt
     transport = rehearsal._RehearsedTransport(clock, link, 0, 2)
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ARG001
-        clock.now += ROW * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1] / TOKENS
+        clock.now += kernel_seconds(query, key)
         return query
 
     held = TOKENS // (4 if form.name == "usp" else 2)

@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from paradit.attention.measured import MeasuredKernel
 from paradit.attention.patterns import FULL, Pattern
 from paradit.attention.registry import Choice
 from paradit.attention.timing import layer
@@ -20,22 +18,11 @@ from paradit.planner.discrete_events import Message, Post
 from paradit.planner.step import forward
 from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearse
 from planner_cases import branch, cluster
-from rehearsed_attention import DEPTH, FINISH, HEADS, PROJECTION, ROW, TOKENS
+from rehearsed_attention import DEPTH, FINISH, HEADS, PROJECTION, ROW, TOKENS, Kernel
 
 SKIPARSE = Choice.of("skiparse")
 PATTERNS = Pattern(groups=4), Pattern(groups=4, run=4)
 LAYERS = 6
-
-
-class Kernel(MeasuredKernel):
-    """Kernel whose time is that of its pairs of queries and keys."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda query, *_: query, torch.device("cpu"))
-
-    def seconds(self, query: Tensor, key: Tensor, pattern: Pattern | None = None) -> float:
-        assert pattern is None, "each group is computed by itself"
-        return ROW * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1] / TOKENS
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

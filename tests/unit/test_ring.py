@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_in_memory import DEPTH, Unrotated, run_together, world
+from attention_in_memory import Unrotated, random_rows, run_together, world
 from paradit.attention.base import Site
 from paradit.attention.local_attention import sdpa
 from paradit.attention.online_softmax import Merge, sdpa_with_lse
@@ -31,11 +31,6 @@ LENGTHS = {
 }
 
 
-def random_qkv(num_rows: int, num_heads: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, num_rows, num_heads, DEPTH, generator=generator) for _ in range(3)]
-
-
 def projections(q: Tensor, k: Tensor, v: Tensor, sizes: list[int]) -> list[Iterator[Tensor]]:
     """Return each rank's v, k and q: its own tokens and the replicated rows, the last of `sizes`."""
     parts = [x.split(sizes, dim=1) for x in (v, k, q)]
@@ -54,7 +49,7 @@ def check(results: list[Tensor], sizes: list[int], q: Tensor, k: Tensor, v: Tens
 @pytest.mark.parametrize("text", [0, 4])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_ring_equals_attention_in_one_place(lengths: tuple[int, ...], text: int) -> None:
-    q, k, v = random_qkv(sum(lengths) + text, num_heads=3)
+    q, k, v = random_rows(sum(lengths) + text, num_heads=3)
     sizes = [*lengths, text]
     works = [
         seam(ring(lengths, transport), projection, Unrotated(length + text, text))
@@ -73,7 +68,7 @@ def test_ring_equals_attention_in_one_place(lengths: tuple[int, ...], text: int)
 def test_usp_equals_attention_in_one_place(
     heads: int, lengths: tuple[int, ...], num_groups: int, text: int
 ) -> None:
-    q, k, v = random_qkv(sum(lengths) + text, heads)
+    q, k, v = random_rows(sum(lengths) + text, heads)
     sizes = [*lengths, text]
     degree = len(lengths) // num_groups
     groups = [lengths[group * degree : (group + 1) * degree] for group in range(num_groups)]
@@ -93,7 +88,7 @@ def test_usp_equals_attention_in_one_place(
 
 
 def test_parts_merge_in_any_order() -> None:
-    q, k, v = random_qkv(12, num_heads=2)
+    q, k, v = random_rows(12, num_heads=2)
     parts = [sdpa_with_lse(q, k[:, keys], v[:, keys]) for keys in (slice(0, 5), slice(5, 6), slice(6, 12))]
     for order in ([0, 1, 2], [2, 0, 1]):
         merge = Merge()

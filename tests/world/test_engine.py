@@ -24,12 +24,12 @@ from paradit.engine.engine_job import EngineJob
 from paradit.engine.events import Doing, Finished, Restarted
 from paradit.engine.launchers.local import LocalLauncher
 from paradit.progress import Event, StageStarted, Stepped
+from patience import PATIENCE, wait_for
 from tiny import save_folder
 
 TWO = Placement(ranks=2, attention="ulysses")
 STEPS = {0: 6, 1: 1000, 2: 6, 4: 40, 6: 6, 8: 40, 9: 6}
 """Denoising steps of each job, by its seed."""
-PATIENCE = 300.0
 """Seconds to wait for a result: ten times what it takes on a busy machine."""
 
 
@@ -60,10 +60,6 @@ def submitted(engine: Engine, folder: Path, seed: int, steps: int = 3, **fields:
     return engine.submit(request, folder / f"{seed}.mp4", latents=latents, checkpoint_steps=1)
 
 
-def latents(folder: Path, seed: int) -> torch.Tensor:
-    return latents_in(folder, seed)
-
-
 def until(job: EngineJob, kind: type[Event], stage: str = "denoise") -> None:
     """Wait until a job emits an event of a class, in a stage."""
     seen = []
@@ -72,13 +68,6 @@ def until(job: EngineJob, kind: type[Event], stage: str = "denoise") -> None:
         if isinstance(event, kind) and getattr(event, "stage", "") == stage:
             return
     raise AssertionError(f"{job.request.prompt}: no {kind.__name__} in {seen}")
-
-
-def wait_for(what: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_ranks_start_and_load_once_and_again_after_one_has_died(
@@ -147,7 +136,7 @@ def test_jobs_end_alone_and_outlive_their_ranks(model: Path, tmp_path: Path, pid
         jobs[1].result()
     assert len(pids) == 6
     for seed in good:
-        assert torch.equal(latents(together, seed), latents(alone, seed))
+        assert torch.equal(latents_in(together, seed), latents_in(alone, seed))
     assert not (together / "1.mp4").exists()
     kept = [path.name for path in (together / "paradit-runs").glob("prompt-1-*/*.pt")]
     assert kept == ["00000.step.pt"]
