@@ -338,7 +338,7 @@ WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
         (lambda folder: moved(folder, "text_encoder"), "name a copy of google/mt5-xxl with --text-encoder"),
         (lambda folder: moved(folder, "text_encoder/tokenizer_config.json"), "config.json' is missing"),
         (lambda folder: moved(folder, "text_encoder/tokenizer.json"), "spiece.model' is missing"),
-        (lambda folder: (folder / TOKENS).write_text("{}"), "tokenizer.json' is not a tokenizer's file"),
+        (lambda folder: (folder / TOKENS).write_text("{}"), "tokenizer.json' is not a tokenizer file"),
         (
             lambda folder: (folder / TEXT).with_name("added_tokens.json").mkdir(),
             "added_tokens.json' is not a",
@@ -360,7 +360,7 @@ WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
             lambda folder: shutil.copytree(folder / TRANSFORMER, folder / f"{TRANSFORMER}_i2v"),
             f"several transformers ({TRANSFORMER}, {TRANSFORMER}_i2v): name one with --transformer",
         ),
-        (lambda folder: moved(folder, "vae"), "is of no form that can be converted"),
+        (lambda folder: moved(folder, "vae"), "is not in a format that can be converted"),
         (lambda folder: (folder / "model_index.json").write_text("{}"), "needs no conversion"),
     ],
 )
@@ -377,7 +377,7 @@ def test_a_checkpoint_that_is_not_converted_says_how(published: Path) -> None:
 
 def test_other_words_that_are_wrong(checkpoint: Path) -> None:
     refused(checkpoint, f"no transformer 'any': it has {TRANSFORMER}", transformer="any")
-    refused(checkpoint / "vae", "is of no form that can be converted")
+    refused(checkpoint / "vae", "is not in a format that can be converted")
     refused(checkpoint / "there", "there' does not exist")
     output = converted(checkpoint, transformer=TRANSFORMER)
     refused(checkpoint, "model' exists: name a new folder")

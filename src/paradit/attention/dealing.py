@@ -16,7 +16,7 @@ from paradit.attention.patterns import Pattern
 from paradit.distributed.shares import Shares
 
 Parts = Sequence[Sequence[int]]
-"""Tokens of each of several parts of a sequence, as indices in the sequence."""
+"""Type of a sequence's parts: the tokens of each part, as indices in the sequence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +47,13 @@ class Dealing:
         return mine
 
     def group_sizes(self, rank: int) -> list[int]:
-        """Return how many tokens each group has of which `rank` holds tokens, in the order of its tokens.
-
-        The rank must be a team by itself.
-        """
+        """Return how many of a rank's tokens are in each group, in the order in which the rank holds them."""
         sizes = Counter(token // self.pattern.run % self.pattern.groups for token in self.held[rank])
         return list(sizes.values())
 
     @cached_property
     def holder(self) -> list[tuple[int, int]]:
-        """For each token, the rank that holds it and the token's place among those of the rank."""
+        """Rank that holds each token, and the token's place among all that this rank holds."""
         found = [(0, 0)] * self.num_tokens
         for rank, tokens in enumerate(self.held):
             for place, token in enumerate(tokens):
@@ -74,15 +71,15 @@ class Dealing:
 
 
 def fits(pattern: Pattern, num_ranks: int) -> bool:
-    """Return whether the groups of a pattern can be dealt equally to so many ranks."""
+    """Return whether the groups of a pattern can be dealt equally to a number of ranks."""
     return pattern.groups % num_ranks == 0 or num_ranks % pattern.groups == 0
 
 
 def dealings(patterns: Sequence[Pattern], num_tokens: int, num_ranks: int) -> dict[Pattern, Dealing]:
-    """Return how tokens are dealt to ranks in the layers of each of a model's sparse patterns.
+    """Return the dealing of tokens to ranks for each of a model's sparse patterns.
 
-    Between the first pattern's dealing and another, few tokens move: a team's ranks divide a group by the
-    groups of the other pattern, and each rank then takes the part with the most of the tokens that it has.
+    Few tokens move between the first pattern's dealing and another: a team's ranks divide a group by the
+    groups of the other pattern, and then each rank takes the part that has the most of the tokens it holds.
     For skiparse with 16 groups of pairs on 16 ranks, no token moves at all. Raises ValueError if the groups
     cannot be dealt equally.
     """
@@ -99,7 +96,7 @@ def dealings(patterns: Sequence[Pattern], num_tokens: int, num_ranks: int) -> di
 
 
 def team_shares(dealing: Dealing, ranks: Sequence[int], num_heads: int) -> Shares:
-    """Return the tokens that some ranks hold, with equal shares of the attention among them."""
+    """Return the shares of some ranks: the tokens that each holds, and equal parts of their attention."""
     tokens = tuple(len(dealing.held[rank]) for rank in ranks)
     return replace(Shares.equal(sum(tokens), num_heads, len(ranks)), tokens=tokens)
 
@@ -114,7 +111,7 @@ def _dealing(pattern: Pattern, parts: Parts, owners: Sequence[int]) -> Dealing:
 
 
 def _parts(pattern: Pattern, other: Pattern, num_tokens: int, num_ranks: int) -> Iterator[list[int]]:
-    """Divide a sequence into one part for each rank, those of a team one after the other.
+    """Divide a sequence into one part for each rank; the parts of a team follow one another.
 
     other: pattern by whose groups a team of several ranks divides its own group.
     """
@@ -133,7 +130,7 @@ def _parts(pattern: Pattern, other: Pattern, num_tokens: int, num_ranks: int) ->
 
 
 def _nearest(old: Dealing, parts: Parts) -> list[int]:
-    """Return which rank gets each part: a rank that holds many of its tokens already."""
+    """Return the rank that gets each part: one that holds many of the part's tokens already."""
     common = Counter((number, old.holder[token][0]) for number, part in enumerate(parts) for token in part)
     ranks = range(old.num_ranks)
     owners: dict[int, int] = {}

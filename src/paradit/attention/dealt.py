@@ -1,7 +1,7 @@
-"""Attention on ranks that hold whole groups of a model's sparse pattern, as it runs on ranks.
+"""Attention on ranks, or teams of ranks, that hold whole groups of a model's sparse patterns.
 
-A sparse layer computes without messages between the ranks' teams; before the next layer, whose groups are
-others, hidden states move once. See `attention.dealing` for which rank holds what.
+A sparse layer needs no messages between teams. Before the next layer, which has other groups, hidden states
+move once. `attention.dealing` decides which rank holds which tokens.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class DealtByGroup(Dealt):
     def by_layer(self, sites: Sequence[Site], device: torch.device) -> list[Deal]:
         """Return how tokens are dealt in each layer.
 
-        In a layer with full attention they stay as the previous sparse layer has them: its attention takes
-        them in any order. Raises ValueError if no layer is sparse.
+        Full attention takes tokens in any order, so they stay as they are in the sparse layer before it.
+        Raises ValueError if no layer is sparse.
         """
         patterns = [site.pattern for site in sites]
         sparse = tuple(dict.fromkeys(pattern for pattern in patterns if pattern is not None))
@@ -96,10 +96,10 @@ class GroupDeal(Deal):
         self._moves: dict[Dealing, Move] = {}
 
     def _in_order(self, ranks: Sequence[int]) -> Kernel:
-        """Return a kernel for the tokens of some ranks, which it takes in the order of the video.
+        """Return a kernel that puts the tokens of some ranks into the order of the video.
 
-        So each query meets its keys in the order of one process, and gets the same bits. The kernel is called
-        with the ranks' tokens one rank after the other.
+        Each query then meets its keys in the same order as in one process, and gets the same bits. The kernel
+        is called with the tokens of one rank after another.
         """
         held = torch.cat([self._indices[rank] for rank in ranks])
         order = held.argsort()
@@ -119,7 +119,7 @@ class GroupDeal(Deal):
             return (yield from self._among_all(site, projection, layout))
         if site.pattern != self.dealing.pattern:
             raise ValueError(f"tokens are dealt by {self.dealing.pattern}, and {site} has another pattern")
-        if len(self._team) > 1:  # they share one group, in which all tokens attend to all
+        if len(self._team) > 1:  # the ranks share one group, in which all tokens attend to all
             return (yield from self._in_team(replace(site, pattern=None), projection, layout))
         return self._by_groups(projection, layout)
 
@@ -157,10 +157,9 @@ class Move:
     """One rank's part in the move of all tokens from one dealing to another."""
 
     leaving: list[Tensor]
-    """For each rank, the places among this rank's tokens of those that it gets, in the order that it
-    expects."""
+    """Places, among this rank's tokens, of those that are sent to each rank, in the order of the video."""
     coming: list[Tensor]
-    """For each rank, the places among this rank's new tokens of those that come from it."""
+    """Places, among this rank's new tokens, of those that come from each rank, in the order of the video."""
 
     @classmethod
     def between(cls, old: Dealing, new: Dealing, rank: int, device: torch.device) -> Self:

@@ -1,7 +1,7 @@
-"""Attention of a site by its pattern: one dense call of the kernel for each group of tokens.
+"""Attention by a pattern: one dense call of the kernel for each group of tokens.
 
-All attention forms whose kernel sees whole rows compute them here. No mask is made, and no copy but that of
-one group at a time.
+Attention forms that give the kernel all keys of a query at once call `attended`. It makes no mask, and copies
+the tokens of at most one group at a time.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def attended(
     num_rows: int | None = None,
     first_row: int = 0,
 ) -> Tensor:
-    """Compute attention for a head's query rows, or some of them, with the bits of one process's.
+    """Compute attention for all or some of each head's query rows, bit for bit as one process does.
 
     pattern: which keys each query sees; None: all. query: the given rows of each head, [B, rows, H, D]. key,
-    value: those of the whole sequence, in its order. start: index of the first given row among the rows of a
-    whole head. num_rows: number of rows that one process would compute for a head; None: those given.
-    first_row: index in the sequence of a head's first row.
+    value: keys and values of the whole sequence, in its order. start: index of the first given row among the
+    rows that one process would compute for a head. num_rows: number of those rows; None: as many as are
+    given. first_row: index, in the sequence, of the first of those rows.
     """
     rows = query.shape[1]
     total = rows if num_rows is None else num_rows
     if pattern is None or pattern == FULL:
-        # Whole heads are computed as in one process. Some rows of a head take care to get the same bits.
+        # For whole heads the call is that of one process. For some rows, `some_rows` gets the same bits.
         if rows == total:
             return kernel(query, key, value)
         return some_rows(kernel, query, key, value, start=start, num_rows=total)

@@ -1,7 +1,7 @@
 """Patterns of sparse attention: which keys each query of a sequence sees. Imports no torch.
 
 A pattern divides the tokens of a sequence into groups, and a token attends to the tokens of its own group. So
-the rows (queries) of a group are also its keys. Groups may be of different sizes: nothing is padded. In full
+the tokens of a group are both its queries and its keys. Groups may differ in size: nothing is padded. In full
 attention, all tokens are in one group.
 """
 
@@ -19,17 +19,19 @@ class Pattern:
     """
 
     groups: int
+    """Number of groups."""
     run: int = 1
+    """Number of neighbouring tokens that are dealt to a group at a time."""
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.run < 1:
             raise ValueError(f"groups and run must be at least 1, got {self}")
 
     def places(self, group: int, tokens: range) -> range:
-        """Return which of a group's tokens are among `tokens`, by their places within the group.
+        """Return which of a group's tokens are in a part of the sequence, as places within the group.
 
-        The group's tokens have places 0, 1, and so on, in the order of the sequence. tokens: a range of
-        tokens of the sequence, with step 1.
+        A group's tokens have the places 0, 1, and so on, in the order of the sequence. tokens: the part of
+        the sequence, a range with step 1.
         """
         return range(self._before(group, tokens.start), self._before(group, tokens.stop))
 

@@ -1,4 +1,4 @@
-"""Attention of some of a head's query rows, with the bits that they have among all rows of the head."""
+"""Attention for some of a head's query rows, bit for bit as if it were computed for all of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FEW = 16
 def some_rows(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, start: int = 0, num_rows: int | None = None
 ) -> Tensor:
-    """Compute attention for some of a head's query rows, bit for bit as if computed among all its rows.
+    """Compute attention for some of a head's query rows, bit for bit as if it were computed for all of them.
 
     query: the given rows of each head, [B, rows, H, D]. start: index of the first given row in the whole
     head. num_rows: number of query rows that a whole head has; None: as many as it has keys.
 
-    On a CPU torch computes query rows in blocks. The last block may be small, and then its matrix products
+    On a CPU, torch computes query rows in blocks. The last block may be small, and then its matrix products
     may use other instructions: this was seen for up to 10 rows, depending on head dim, number of keys and
-    processor. On some processors a lone small block also differs from one that follows another. So every
-    given row is computed in a block of the kind that it is in among all rows, filled up with copies (x):
+    processor. On some processors, a small block that stands alone also differs from one that follows another.
+    So every given row is computed in the kind of block that has it in the whole head. Copies (x) fill it up:
 
         the whole head   |---- full ----|---- full ----|---- full ----|small|
         the given rows                      [ ...... body ........... |tail ]

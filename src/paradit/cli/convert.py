@@ -1,4 +1,4 @@
-"""Command `paradit convert`: make a model folder of a published checkpoint.
+"""Command `paradit convert`: make a model folder from a published checkpoint.
 
 Imports torch only after the checkpoint's small files have been checked.
 """
@@ -23,7 +23,7 @@ def convert(options: ConvertOptions) -> None:
 
 
 class _Shown:
-    """Lines on stderr about the progress of files: one when a file is done, and some during large ones."""
+    """Progress on stderr: a line for each file that is written, and further lines during large ones."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()

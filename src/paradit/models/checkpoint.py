@@ -34,7 +34,7 @@ class Checkpoint(Protocol):
     """Interface of a checkpoint that was found and checked, except for its tensors."""
 
     def write(self, folder: Path, told: Told) -> None:
-        """Fill an empty folder with the converted model. Raises InputError and OSError."""
+        """Write the converted model into an empty folder. Raises InputError or OSError."""
 
 
 def find(folder: Path, given: Given) -> Checkpoint:
@@ -50,8 +50,8 @@ def find(folder: Path, given: Given) -> Checkpoint:
         if found is not None:
             return found
     raise InputError(
-        f"checkpoint {str(folder)!r} is of no form that can be converted: Open-Sora-Plan v1.3 has a folder "
-        "vae/ and a folder with the transformer's config.json"
+        f"checkpoint {str(folder)!r} is not in a format that can be converted: Open-Sora-Plan v1.3 has a "
+        "folder vae/ and a folder with the transformer's config.json"
     )
 
 

@@ -1,10 +1,10 @@
 """DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
-A video of any length is divided into frame blocks (arXiv 2505.21070). In every round (pass over the queue),
-every block in the queue takes one denoising step, the noisiest first. The block at the head leaves once it
-has taken all steps. A block of noise joins the queue at its tail in every round or, with a lag, in every
-lag-th round. Therefore block b takes step s in round lag x b + s, and neighbouring blocks are `lag` steps
-apart. Which block reads what, at which noise level, depends on the round alone, never on timing.
+A video of any length is divided into frame blocks (arXiv 2505.21070). In a round, which is one pass over the
+queue, every block in the queue takes one denoising step, the noisiest block first. The block at the head
+leaves once it has taken all steps. A block of noise joins the queue at its tail in every round or, with a
+lag, in every lag-th round. So block b takes step s in round lag x b + s, and neighbouring blocks are `lag`
+steps apart. Which block reads what, at which noise level, depends on the round alone, never on timing.
 """
 
 from __future__ import annotations
@@ -79,19 +79,19 @@ class BlockQueue:
     num_steps: int
     """Number of denoising steps that each frame block takes."""
     lag: int = 1
-    """Number of rounds (passes over the queue) between one frame block's joining the queue and the next
-    one's. The previous block is this many steps ahead of a block."""
+    """Number of rounds (passes over the queue) after which the next frame block joins the queue. So a block
+    is this many steps ahead of the next one."""
     left_level: str = SAME_LEVEL
     """Noise level of the frames that a frame block reads from the previous block, with a lag of 1. With
     `same-level`, it equals the block's own level. With `one-cleaner`, it is one step further denoised, the
     latest level there is. With a larger lag, it is always the latest, `lag` steps further denoised."""
     left_source: str = "latents"
-    """Source of the previous frame block's keys and values: `latents`, from which they are computed again, or
-    `cache`, which has them from the previous block's latest step, `lag - 1` steps further denoised than the
-    block that reads them."""
+    """Source of the previous frame block's keys and values: with `latents` they are computed again from its
+    latents; with `cache` they are read from a cache, which has those of its latest step. That step's latents
+    are `lag - 1` steps further denoised than the block that reads them."""
     true_timesteps: bool = False
     """Whether frames that are read from neighbouring blocks have the timesteps of their own noise levels; if
-    not, they have that of the block that reads them."""
+    not, they have the timestep of the block that reads them."""
     expert_steps: tuple[int, ...] = ()
     """Indices of the steps at which the model switches to another expert (transformer). An expert cannot use
     keys that another expert computed. So if it computes a step of a frame block, and another expert computed
@@ -262,7 +262,7 @@ class BlockQueue:
 
 
 def changes_of(experts: Sequence[int]) -> tuple[int, ...]:
-    """Return the steps that another expert computes than the step before; `experts`: each step's expert."""
+    """Return the steps at which the expert (transformer) changes. experts: the expert of each step."""
     return tuple(step for step in range(1, len(experts)) if experts[step] != experts[step - 1])
 
 

@@ -13,7 +13,7 @@ from paradit.config.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Make a model folder of a checkpoint in its authors' own format.
+    """Make a model folder from a checkpoint in its authors' own format.
 
     Pickled weights are written as safetensors. Only tensors are read from them, so no code in them runs.
     """

@@ -35,7 +35,7 @@ BLOCK = 2**24
 
 
 def read_tensors(path: Path) -> object:
-    """Return what a file that torch.save wrote holds: tensors, in dicts and lists.
+    """Return the content of a file that torch.save wrote: tensors, in dicts and lists.
 
     Values are read from the file when they are used, except from files of torch before 1.6. Raises InputError
     for anything but tensors, which could run code, and for a damaged file.
@@ -67,10 +67,10 @@ def _damaged(path: Path) -> str:
 
 
 def chosen(stored: object, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a model from a dict that may hold others, too. Raises InputError if one is wrong.
+    """Return the tensors of a model from a dict that may hold others, too.
 
-    stored: the dict. shapes: the shape of each of the model's tensors, by name. path: the file that the dict
-    comes from, for error messages.
+    Raises InputError if one is missing, or is not as expected. stored: the dict. shapes: the shape of each of
+    the model's tensors, by name. path: the file that the dict comes from, for error messages.
     """
     found = {}
     for name, shape in shapes.items():
@@ -153,6 +153,6 @@ def copy_file(source: Path, target: Path, told: Told) -> None:
 
 
 def _settle(file: BinaryIO) -> None:
-    """Wait until all that was written to a file is on its disk."""
+    """Wait until everything that was written to a file is on disk."""
     file.flush()
     os.fsync(file.fileno())

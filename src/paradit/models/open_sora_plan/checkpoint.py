@@ -44,7 +44,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "spiece.model"),
 )
 AUTHORS_DEFAULTS = {"norm_type": "groupnorm", "t_interpolation": "nearest", "connect_res_layer_num": 1}
-"""Values of a VAE configuration that lacks them, where the authors' class has other defaults than ours."""
+"""Values that a published VAE configuration may leave out, if the authors' defaults differ from ours."""
 PLACE = "text_encoder"
 """Name of the text encoder's folder in a checkpoint's folder, if the user names none."""
 
@@ -59,7 +59,7 @@ class OpenSoraPlanCheckpoint:
     vae_config: Mapping[str, Any]
 
     def write(self, folder: Path, told: Told) -> None:
-        """Fill an empty folder with the converted model. Raises InputError and OSError."""
+        """Write the converted model into an empty folder. Raises InputError or OSError."""
         from paradit.models.common.class_weights import check_stored
         from paradit.models.common.tensor_files import check_file, copy_file, write_tensors
         from paradit.models.open_sora_plan.published_weights import text_encoder_weights, vae_weights
@@ -137,7 +137,10 @@ def _is_transformer(config: Path) -> bool:
 
 
 def _named(folders: list[Path], name: str | None) -> Path:
-    """Return the one of several transformers' folders that has a name; None: the only one."""
+    """Return the transformer's folder with a given name, or the only one if no name is given.
+
+    Raises InputError if there is no such folder.
+    """
     names = [path.name for path in folders]
     if name is None and len(folders) > 1:
         raise InputError(
@@ -166,9 +169,9 @@ def _checked_transformer(folder: Path) -> OpenSoraPlanTransformerSpec:
 
 
 def _weights(transformer: Path, *, index: bool = False) -> list[str]:
-    """Return the names of the transformer's weights files; all are in its folder. Raises InputError.
+    """Return the names of a transformer's weight files. Raises InputError if one is not in its folder.
 
-    index: whether to include the index that names them, if there is one.
+    index: whether to include the name of the index that lists them, if there is one.
     """
     names = {path.name for path in transformer.iterdir()}
     weights = wanted_weights(transformer, names)[0] or [f"{STEMS[0]}.safetensors"]
@@ -197,15 +200,15 @@ def _check_tokenizer(folder: Path) -> None:
         try:
             Tokenizer.from_file(str(whole))
         except Exception as error:  # it raises no other class
-            raise InputError(f"{str(whole)!r} is not a tokenizer's file: {error}") from None
+            raise InputError(f"{str(whole)!r} is not a tokenizer file: {error}") from None
         return
     _there(folder / "spiece.model")
     # transformers needs them to read this file.
     missing = [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]
     if missing:
         raise InputError(
-            f"{str(folder)!r} has no tokenizer.json, and to make it from spiece.model takes two packages: "
-            "pip install sentencepiece protobuf"
+            f"{str(folder)!r} has no tokenizer.json, and two packages are needed to make it from "
+            "spiece.model: pip install sentencepiece protobuf"
         )
 
 

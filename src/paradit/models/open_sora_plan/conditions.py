@@ -14,10 +14,10 @@ from paradit.models.protocol import Frames
 
 
 class FromNoise(NoConditions):
-    """Conditions of a request from text alone, which begins with noise as its scheduler scales it."""
+    """Conditions of a request from text alone: denoising begins with noise that the scheduler scales."""
 
     def begin(self, noise: Tensor, scheduler: Any) -> Tensor:
-        """Return the latents to begin with."""
+        """Return the noise, multiplied by the scheduler's `init_noise_sigma`."""
         scaled: Tensor = noise * scheduler.init_noise_sigma
         return scaled
 

@@ -27,8 +27,8 @@ from paradit.models.protocol import Frames
 class WfVaeDecoder:
     """Decoder of a video's latents, one latent frame at a time.
 
-    It implements `Decoder`: the pieces of that interface are the decoder's output as far as it is known with
-    each latent frame. It is transformed by wavelets, with half of the video's size.
+    It implements `Decoder`: a piece of that interface is the part of the decoder's output that is known with
+    another latent frame. The output is a video transformed by wavelets, of half its height and width.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class WfVaeDecoder:
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
         """Yield the decoder's output [1, 24, f, H, W] for a tile, for one latent frame at a time.
 
-        If the video ends early, what its last latent frame lacks is a further piece.
+        If the video ends early, the frame that its last latent frame still lacks is a further piece.
         """
         rows, columns = (slice(span.start, span.stop) for span in (tile.rows, tile.columns))
         whole = (tile.rows.size, tile.columns.size) == tuple(self._latents.shape[3:])

@@ -1,6 +1,6 @@
 """Transformers of Open-Sora-Plan v1.3 as torch modules, with the parameters of the published checkpoints.
 
-The classes are called as in published configurations. How their parts are computed is in `transformer`.
+The classes have their names from published configurations. `transformer` calls their parts.
 """
 # ruff: noqa: ARG002 (diffusers takes the arguments of __init__ as the configuration's fields)
 

@@ -31,7 +31,7 @@ def vae_weights(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _generator(stored: object) -> object:
-    """Return the dict with the VAE's own weights in what a training file holds."""
+    """Return the VAE's own weights, by name, from the content of a training file."""
     if not isinstance(stored, dict):
         return stored
     average = stored.get("ema_state_dict", {})

@@ -69,7 +69,7 @@ TEXT_LENGTH = 512
 INPAINT = "OpenSoraInpaint_v1_3"
 """Class of the transformer that takes pictures."""
 MASK_CHANNELS = 4
-"""Number of channels of the mask that it reads: one for each frame that a latent frame covers."""
+"""Number of channels of the mask of given frames: one for each frame that a latent frame covers."""
 FULL_AT_EACH_END = 2
 """Number of layers at the beginning, and at the end, in which all tokens attend to all."""
 UNBOUNDED = 2**31

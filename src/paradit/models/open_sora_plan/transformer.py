@@ -1,8 +1,8 @@
 """Transformers of Open-Sora-Plan v1.3 split at their self-attention.
 
 Most layers are sparse ("skiparse"): their tokens attend only within groups, by a pattern that alternates from
-layer to layer. A prompt's padding is cut off before anything is computed; the authors mask it instead, which
-is the same but for rounding. What is constant over the steps of a request (RoPE rotations, the text's keys
+layer to layer. A prompt's padding is cut off before anything is computed; the authors mask it instead, so
+results differ by rounding. What is constant over the steps of a request (RoPE rotations, the text's keys
 and values) is computed once, by `layout` and `context`.
 """
 

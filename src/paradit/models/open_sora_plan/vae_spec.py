@@ -19,7 +19,7 @@ COMPRESSION = 8
 SCALE = 4
 """Factor by which the decoder's output, a transformed video, is larger than the latents."""
 FRAMES_AT_ONCE = 3
-"""Largest number of frames of the decoder's output for one latent frame: that for the video's last."""
+"""Largest number of frames in the decoder's output for one latent frame; the video's last one has them."""
 WORKING_MAPS = 18
 """Number of feature maps with `decoder_dim` channels that are in memory at the decoder's peak.
 

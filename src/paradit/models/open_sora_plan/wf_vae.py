@@ -5,8 +5,9 @@ frequencies of the coarser scales past the encoder's and the decoder's levels. A
 frames, except the first, which stands for one.
 
 Both halves read only present and earlier frames, with one exception: the decoder interpolates between latent
-frames. A video therefore runs in pieces, with what they need of each other in a `Past`. Without one, the
-whole video is one piece. diffusers does not have this class; its weights have the published names.
+frames. So a video can be computed in pieces; a `Past` keeps what a piece needs of earlier ones. Without a
+`Past`, the whole video is one piece. diffusers does not have this class. Its weights have the published
+names.
 """
 # ruff: noqa: ARG002 (diffusers takes the arguments of __init__ as the configuration's fields)
 
@@ -117,8 +118,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, past: Past) -> Tensor:
         """Decode a piece of a video, at least one latent frame.
 
-        The output begins with the last frame of the piece before, unless it was put out, and lacks the last
-        frame of this piece, unless it is the video's first or `past.last` is set.
+        The output begins with the frame that the output of the last piece lacked, if any. It lacks the last
+        frame of this piece, unless that is the video's first frame or `past.last` is set.
         """
         h, low2 = self._apart(self.mid(self.conv_in(z, past), past))
         low2 = self.inverse_wavelet_tranform_l2(self.connect_l2(low2, past), past)

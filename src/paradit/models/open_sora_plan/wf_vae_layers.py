@@ -15,10 +15,7 @@ from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, 
 
 @dataclass
 class Past:
-    """Memory of one video between two of its pieces: what each layer needs of the frames before.
-
-    A new one begins a video.
-    """
+    """Memory of a video from one of its pieces to the next; a new one begins a video."""
 
     kept: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Features of earlier frames, by the layer that needs them."""
@@ -26,7 +23,7 @@ class Past:
     """Whether the piece that runs is the video's last."""
 
     def begins(self, layer: nn.Module) -> bool:
-        """Return whether the video's first frames get to a layer now; note that they have been there."""
+        """Return whether a layer gets the video's first frames now, and remember that it has had them."""
         if layer in self.kept:
             return False
         self.kept[layer] = torch.empty(0)
@@ -169,7 +166,7 @@ class Upsample3D(nn.Module):
     """Doubling of height and width, and of the number of frames after the first, then a causal convolution.
 
     Values between frames are interpolated. The second of the two frames that a frame becomes depends on the
-    next frame: it is put out with that frame's piece.
+    next frame: it is returned with that frame's piece.
     """
 
     def __init__(self, channels: int) -> None:
@@ -196,7 +193,7 @@ class Upsample3D(nn.Module):
         if not seen.shape[2]:
             return first
         doubled = interpolate(seen, scale_factor=(2, 1, 1), mode="trilinear")
-        # The first half of the frame before was put out with it.
+        # The first of the two frames that `before` becomes was returned with the last piece.
         known = doubled[:, :, before.shape[2] : doubled.shape[2] - (not past.last)]
         return torch.cat([first, known], dim=2)
 
