@@ -589,7 +589,7 @@ def test_latents_that_are_not_finite_end_a_video_alone(grid: PipelineGrid, tmp_p
     points = [(0, 0), (0, 4), (2, 1), (3, 4)]  # at the last point, the other ranks have finished already
     folder = save_folder("wan21", tmp_path, layers=4)
     (expected,) = alone(folder, CASES[:1])
-    (*failed, made), *others = run_world(poisoned_on_ranks, grid.num_ranks, folder, points, grid)
+    (*failed, made), *others = run_world(poisoned_on_ranks, grid.num_ranks, folder, points, grid, timeout=240)
     for message, (block, step) in zip(failed, points, strict=True):
         assert says(message, f"block {block + 1} .. not finite .. step {step + 1}")
     for block, wanted in zip(made, expected, strict=True):
