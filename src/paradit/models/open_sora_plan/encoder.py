@@ -35,11 +35,11 @@ def encoded(
 ) -> Tensor:
     """Return normalised latents [1, C, F, h, w] of a video, drawn from the encoder's distribution.
 
-    pieces: function that yields the video's pixels [1, 3, f, H, W], from -1 to 1: first one frame, then a
-    multiple of four at a time. grid: the tiles to encode, in latent pixels; their means and log-variances are
-    blended. generator: random generator on a CPU, for the noise. The noise is drawn at once, so that it does
-    not depend on how the video is cut into pieces. told: function that is called with the number of latent
-    frames encoded so far; one that is encoded in tiles counts when as much is done as all its tiles.
+    pieces: function that returns the video's pixels (`Pieces`), called once for each tile. grid: the tiles to
+    encode, in latent pixels; their means and log-variances are blended. generator: random generator on a CPU,
+    for the noise. The noise is drawn at once, so that it does not depend on how the video is cut into pieces.
+    told: function that is called with the number of latent frames encoded so far; one that is encoded in
+    tiles counts when as much is done as all its tiles.
     """
     done = 0
 
