@@ -301,7 +301,7 @@ def test_encoded_pieces_equal_the_whole(fp64: WFVAEModel, frames: int) -> None:
 def test_encoded_tiles_fade_into_each_other(fp64: WFVAEModel) -> None:
     """Tiles of 64 pixels begin 48 pixels apart, and share two latent pixels, first downwards."""
     pixels = torch.rand(1, 3, 5, 112, 64, dtype=torch.float64) * 2 - 1
-    tiles = {}
+    tiles: dict[tuple[int, int], Tensor] = {}
     for i, j in product(range(3), range(2)):
         tile = torch.cat(fp64.encode(pixels[..., 48 * i : 48 * i + 64, 48 * j : 48 * j + 64]), dim=1)
         if i:

@@ -57,8 +57,7 @@ class Fifo(InBlocks):
         # Before the last window of a round runs, all others are predicted, with their context.
         predicted = (-(-active // block) - 1) * window
         values = held * (1 + scheduler_holds(request, spec)) + window * (1 + spec.latents_held)
-        values += predicted * dtype_bytes / FP32_BYTES
-        return round(values * frame_bytes(request, spec))
+        return round((values + predicted * dtype_bytes / FP32_BYTES) * frame_bytes(request, spec))
 
 
 FIFO = Fifo()
