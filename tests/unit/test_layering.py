@@ -25,7 +25,7 @@ LAYERS = [
     [
         *("models.defaults", "models.vae_spec", "models.spec", "models.joint_spec", "models.registry"),
         *("models.lora", "models.find_lora"),
-        *("models.umt5", "models.clip_vision"),
+        *("models.umt5", "models.clip_vision", "models.transformer_spec"),
         *("models.wan.vae_spec", "models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers", "models.flow_schedulers", "models.unknown_weights"),

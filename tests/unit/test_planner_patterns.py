@@ -27,7 +27,7 @@ from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.models.open_sora_plan.spec import OpenSoraPlanTransformerSpec
 from paradit.models.published import published_spec
-from paradit.models.spec import TransformerSpec
+from paradit.models.transformer_spec import TransformerSpec
 from paradit.planner.costs import block_seconds
 from paradit.planner.discrete_events import Compute, Post, Wait
 from paradit.planner.explain import ruled_out

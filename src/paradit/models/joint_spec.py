@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from paradit.models.spec import TransformerSpec
+from paradit.models.transformer_spec import TransformerSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from math import exp, log
 from statistics import median
 from typing import Protocol
 
-from paradit.models.spec import TransformerSpec
+from paradit.models.transformer_spec import TransformerSpec
 from paradit.models.vae_spec import VaeSpec
 from paradit.planner.costs import (
     KERNELS,

@@ -14,7 +14,8 @@ from math import ceil
 from paradit.attention.patterns import Pattern
 from paradit.config.encoded_pictures import encoded_clips
 from paradit.config.requests import ResolvedRequest
-from paradit.models.spec import ModelSpec, TransformerSpec, stage_of
+from paradit.models.spec import ModelSpec, stage_of
+from paradit.models.transformer_spec import TransformerSpec
 from paradit.models.vae_spec import VaeSpec
 from paradit.planner.hardware import Device
 

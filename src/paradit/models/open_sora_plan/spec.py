@@ -29,16 +29,8 @@ from paradit.config.options import decode, decode_known
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import own_settings, read_index, read_json, stored_weights
 from paradit.models.open_sora_plan.vae_spec import vae_spec
-from paradit.models.spec import (
-    CONFIG,
-    FIXED,
-    Layers,
-    ModelSpec,
-    Positive,
-    Size,
-    TransformerSpec,
-    Weights,
-)
+from paradit.models.spec import CONFIG, FIXED, Layers, ModelSpec, Positive, Size, Weights
+from paradit.models.transformer_spec import TransformerSpec
 from paradit.models.umt5 import UMT5Config, mt5_parameters, read_umt5
 from paradit.models.unknown_weights import check_transformer
 from paradit.models.vae_spec import VaeSpec

@@ -12,7 +12,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from paradit.models.protocol import Frames
-from paradit.models.spec import TransformerSpec
+from paradit.models.transformer_spec import TransformerSpec
 from paradit.models.vae_spec import VaeSpec
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.spec import transformer_spec

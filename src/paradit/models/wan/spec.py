@@ -20,17 +20,8 @@ from paradit.models.folder_json import (
     stored_weights,
     usual_name,
 )
-from paradit.models.spec import (
-    CONFIG,
-    FIXED,
-    MAX_SIZE,
-    Layers,
-    ModelSpec,
-    Positive,
-    Size,
-    TransformerSpec,
-    Weights,
-)
+from paradit.models.spec import CONFIG, FIXED, MAX_SIZE, Layers, ModelSpec, Positive, Size, Weights
+from paradit.models.transformer_spec import TransformerSpec
 from paradit.models.umt5 import read_umt5, umt5_parameters
 from paradit.models.unknown_weights import check_transformer
 from paradit.models.wan.vae_spec import vae_spec
