@@ -338,12 +338,7 @@ class _Rank:
             yield block
         if job.latents is not None and self._writes:
             latents = torch.cat(collected, dim=2)
-            save_latents(
-                job.latents,
-                latents,
-                job.about(self._spec),
-                self._provenance(order),
-            )
+            save_latents(job.latents, latents, job.about(self._spec), self._provenance(order))
 
     def account(self, order: Order) -> None:
         """Report a request's result if this rank wrote the video; called after this rank's stages of it."""

@@ -140,6 +140,11 @@ class BlockQueue:
         return -(-self.num_steps // self.lag)
 
     @property
+    def most_kept(self) -> int:
+        """Largest number of frame blocks kept at a time: those in the queue, and the last finished one."""
+        return min(self.full + 1, self.num_blocks or self.full + 1)
+
+    @property
     def open_rounds(self) -> int:
         """Number of rounds, from the first, that would be the same if the video were longer.
 

@@ -272,7 +272,7 @@ class DualParal(InBlocks):
         # A rank that shares tokens keeps the keys of the heads that it works on.
         tokens = spec.tokens(1, request.height, request.width)
         keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
-        cached = min(_kept_blocks(queue), (queue.num_blocks or MAX_FRAMES) - 1)
+        cached = min(queue.most_kept, (queue.num_blocks or MAX_FRAMES) - 1)
         parts["keys"] = keys * (1 + cached * (queue.left_source == "cache")) // grid.sharers
         hops = _hops(grid, place) * shares.tokens[grid.place(place)] * transformer.width * dtype_bytes
         # Windows without context on one side, or on both, have rotary tables of their own.
@@ -298,7 +298,7 @@ class DualParal(InBlocks):
         frames = (1 + spec.latents_held) * computed
         if place == 0:
             queue, levels = request.queue(spec), 2
-            kept = _kept_blocks(queue)
+            kept = queue.most_kept
             blocks = kept * (levels + scheduler_holds(request, spec))
             # The next block may join before the last step of the first one is collected.
             blocks += (queue.num_blocks or kept + 1) > kept
@@ -379,11 +379,6 @@ def num_slices(placement: Placement) -> int | None:
 def with_slices(placement: Placement, slices: int | None) -> Placement:
     """Return a copy of the placement with the layers divided into this many slices."""
     return replace(placement, method_options=Values(pipeline_degree=slices))
-
-
-def _kept_blocks(queue: BlockQueue) -> int:
-    """Return the most frame blocks that are kept: those in the queue, and the last finished one."""
-    return min(queue.full + 1, queue.num_blocks or queue.full + 1)
 
 
 def _hops(grid: PipelineGrid, place: int) -> int:
