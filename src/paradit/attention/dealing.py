@@ -47,9 +47,12 @@ class Dealing:
         return mine
 
     def group_sizes(self, rank: int) -> list[int]:
-        """Return how many of a rank's tokens are in each group, in the order in which the rank holds them."""
+        """Return how many of a rank's tokens are in each group, in the order in which the rank holds them.
+
+        In a sequence of few tokens, a rank may hold none: they count as one empty group.
+        """
         sizes = Counter(token // self.pattern.run % self.pattern.groups for token in self.held[rank])
-        return list(sizes.values())
+        return list(sizes.values()) or [0]
 
     @cached_property
     def holder(self) -> list[tuple[int, int]]:
