@@ -38,21 +38,22 @@ class QueueSampler(BlockSampler):
         return queue.finished(round)
 
     def check(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
-        """Refuse a state that lacks keys which the next round reads from the cache. Raises InputError.
+        """Refuse a state that lacks some layers' or heads' cached keys, or a branch's. Raises InputError.
 
-        A state has the keys of the first rank's layers, heads and guidance branches only.
+        The first rank saves the keys that it has; other ranks save none.
         """
         if queue.left_source != "cache" or not queue.context_frames:
             return
         spec = work.model.spec
         sizes = spec.transformers[0]
         every = set(product(range(sizes.num_layers), range(sizes.num_attention_heads)))
+        kept = state.left_features
         # Each branch that all experts need; ranks share out branches only if all need both.
         branches = range(min(work.request.branches(spec)))
-        for block, branch in product(queue.active(state.round), branches):
-            found = {(layer, head) for layer, _, head in state.left_features.get((block - 1, branch), ())}
-            if block and found != every:
-                raise InputError("it has the keys of one rank's layers only (left_context cache)")
+        needed = {*product((block - 1 for block in queue.active(state.round) if block), branches)}
+        whole = all({(layer, head) for layer, _, head in one} == every for one in kept.values())
+        if not whole or needed - kept.keys():
+            raise InputError("it has the keys of one rank's layers only (left_context cache)")
 
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
         work, (_, _, *size) = begun.work, latent_shape(begun.request, begun.work.model.spec)
