@@ -30,7 +30,7 @@ for registry in (METHODS, FORMS):
         named[new] = where
     registry._builtin, registry._found = named, {}
 """
-"""Program that renames everything, run by every process at its start, ranks included."""
+"""Program that renames everything. It runs in the interpreter from which commands and ranks are forked."""
 QUICK = ("--num-inference-steps", "2", "--size", "32x32", "--json")
 
 
