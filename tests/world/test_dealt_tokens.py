@@ -87,8 +87,9 @@ def sent(transport: Any) -> int:
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8, 12])
-@pytest.mark.parametrize("number", [3, 12, 64, 77])
-def test_on_ranks_in_memory(num_ranks: int, number: int) -> None:
+@pytest.mark.parametrize(("number", "within"), [(3, 1e-5), (12, 5e-5), (64, 1e-5), (77, 1e-5)])
+def test_on_ranks_in_memory(num_ranks: int, number: int, within: float) -> None:
+    """Equal to one process, bit for bit, and to masked attention within rounding; values reach 16."""
     shares = Shares.equal(number, HEADS, num_ranks)
     works: list[Any] = []
     deals = []
@@ -101,7 +102,7 @@ def test_on_ranks_in_memory(num_ranks: int, number: int) -> None:
     for rank, deal in enumerate(deals):
         found[:, deal[-1].held] = done[rank].hidden_states
     assert torch.equal(found, run(through_blocks(sparse().blocks, tokens(number), local())).hidden_states)
-    torch.testing.assert_close(found, expected(number), rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(found, expected(number), rtol=1e-5, atol=within)
 
 
 def bytes_sent(num_ranks: int, patterns: Sequence[Pattern | None], *, dealt: bool) -> int:
