@@ -18,6 +18,7 @@ import paradit.cli.decode
 import paradit.cli.extend
 import paradit.cli.generate as command
 import paradit.cli.resume
+import paradit.pipeline  # if first imported while GPUs are pretended, it would keep to them
 from paradit import memory_check
 from paradit.cli.main import app, told
 from paradit.config.errors import InputError
