@@ -63,7 +63,8 @@ class Commands(TyperGroup):
         if entry is None:
             return super().get_command(ctx, cmd_name)
         if self.brief:
-            return TyperCommand(cmd_name, help=entry.options.__doc__)
+            first, _, _ = (entry.options.__doc__ or "").partition("\n\n")
+            return TyperCommand(cmd_name, short_help=" ".join(first.split()))
         kind = generate_options.GenerateCommand if cmd_name == "generate" else Command
         alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         alone.command(cmd_name, cls=kind, epilog=f"Example: paradit {entry.example}")(entry.function())
