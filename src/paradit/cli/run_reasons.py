@@ -39,9 +39,13 @@ def _method(options: GenerateOptions, request: ResolvedRequest, spec: ModelSpec)
     trained = spec.defaults.train_frames
     if trained is None:
         return f"method {request.method}: the length that the model was trained on is not known"
-    limit = f"{'' if request.trim else 'twice '}the {trained[1]} frames of training"
-    than = "more" if request.num_frames > (1 if request.trim else 2) * trained[1] else "no more"
-    return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
+    limit = (1 if request.trim else 2) * trained[1]
+    than = "more" if request.num_frames > limit else "no more"
+    twice = "" if request.trim else "twice "
+    return (
+        f"method {request.method}: {request.num_frames} frames are {than} than {limit}, {twice}the length "
+        "of the longest videos that the model was trained on"
+    )
 
 
 def _steps(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
@@ -61,7 +65,7 @@ def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) ->
     first = spec.transformers[0]
     choices = placement.choices(first.num_attention_heads, patterns=first.sparse_patterns)
     if placement.attention == AUTO or len(choices) > 1:
-        return [f"attention {placement.attention}: the fastest form, measured in the first step"]
+        return [f"attention {placement.attention}: the fastest form, which is measured in the first step"]
     return [f"attention {placement.attention}: as requested"]
 
 
@@ -69,7 +73,11 @@ def _memory(request: ResolvedRequest, placement: Placement, spec: ModelSpec) -> 
     dtype = request.dtype or "fp32"
     by_rank = method_of(request).memory_by_rank(placement, request, spec, BYTES[dtype])
     rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
-    parts = ", ".join(f"{name} {amount(size, 'B')}" for name, size in by_rank[rank].items() if name != "peak")
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {amount(size, 'B')}"
+        for name, size in by_rank[rank].items()
+        if name != "peak"
+    )
     most = amount(by_rank[rank]["peak"], "B")
     return [
         *([pictures_text(placement, by_rank, None)] if request.has_pictures else []),
