@@ -147,21 +147,24 @@ def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
 
 def plan_text(plan: dict[str, Any]) -> str:
     parts = sorted(plan["memory_bytes"].items(), key=lambda part: part[0] == "peak")  # last
-    memory = ", ".join(f"{part} {amount(size, 'B')}" for part, size in parts)
+    memory = ", ".join(f"{part.replace('_', ' ')} {amount(size, 'B')}" for part, size in parts)
     latents = " x ".join(str(size or "any") for size in plan["latent_shape"])
     in_all = "" if plan["flops"] is None else f", {amount(plan['flops'], 'FLOP')} in all"
+    at_once, step = ("", "step") if plan["method"] == "full" else (" in a window", "step of a window")
+    alone = ", on one rank" if plan["ranks"] > 1 else ""
     guidance = plan["guidance_scale"]
+    folder = "" if plan["model_folder"] == plan["model"] else f", {plan['model_folder']}"
     rows = {
         "prompt": plan["prompt"],
-        "model": f"{plan['model']} ({plan['pipeline_class']}, {plan['model_folder']})",
+        "model": f"{plan['model']} ({plan['pipeline_class']}{folder})",
         **({"loras": ", ".join(plan["loras"])} if "loras" in plan else {}),
         **({"inputs": plan["inputs"]} if plan["inputs"] else {}),
         "video": _video(plan),
-        "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
+        "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens{at_once}",
         "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
         **({"steps": plan["steps"]} if plan["steps"] else {}),
-        "compute": f"{amount(plan['step_flops'], 'FLOP')} a step{in_all}",
-        "memory": f"estimated, in {plan['dtype']}: {memory}",
+        "compute": f"{amount(plan['step_flops'], 'FLOP')} a {step}{in_all}",
+        "memory": f"estimated, in {plan['dtype']}{alone}: {memory}",
         "output": plan["path"],
     }
     if "used_share" in plan:
@@ -182,7 +185,7 @@ def _blocks(plan: dict[str, Any]) -> str:
     """
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
     lag = f", lag {plan['lag']}" if plan["lag"] > 1 else ""
-    used = f"ranks busy for {plan['used_share']:.1%}"
+    used = f"ranks busy for {plan['used_share']:.1%} of the time"
     if plan["num_blocks"] is None:
         return f"without end, {sizes}{lag}; {used}"
     return f"{plan['num_blocks']} {sizes}{lag}; {plan['rounds']} rounds, {used}"
@@ -200,5 +203,5 @@ def _share_text(share: dict[str, Any]) -> str:
     parts = [stage for stage in share["stages"] if stage != "denoise"]
     if "tokens" in share:
         layers = f"{share['layers']} layers, " if "layers" in share else ""
-        parts.insert(0, f"{layers}{share['tokens']} tokens, {share['rows']} rows")
+        parts.insert(0, f"{layers}{share['tokens']} tokens, {share['rows']} rows of attention")
     return f"{share['rank']}: {', '.join(parts)}"
