@@ -41,7 +41,9 @@ def find(folder: Path, given: Given) -> Checkpoint:
     """Return the checkpoint in a folder. Raises InputError if there is none, or if it is incomplete."""
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"checkpoint {str(folder)!r} {kind}: name the folder of a published checkpoint")
+        raise InputError(
+            f"checkpoint {str(folder)!r} {kind}: download a published checkpoint and name its folder"
+        )
     if (folder / "model_index.json").exists():
         raise InputError(f"checkpoint {str(folder)!r} needs no conversion: it has a model_index.json")
     finders: Sequence[str] = [one.checkpoint for one in FAMILIES.all() if one.checkpoint]
