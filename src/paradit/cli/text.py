@@ -127,7 +127,7 @@ def inputs_text(request: ResolvedRequest) -> str:
 
 
 def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
-    """Return text on a queue of frame blocks: `[################----] block 37 of 46, level 12..50`.
+    """Return text on a queue of frame blocks: `[################----] block 37 of 46, level 14..50`.
 
     The bar shows how many frame blocks are done. levels: steps done by the noisiest and by the most denoised
     frame block.
