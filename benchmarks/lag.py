@@ -115,7 +115,7 @@ def sheets(videos: dict[Row, np.ndarray], judged: dict[Row, dict[str, float]], f
     lags = [{**USUAL, "lag": lag} for lag in LAGS]
     first = {row: video for row, video in videos.items() if row.seed == 0 and row.settings in lags}
     largest = {row: video for row, video in first.items() if row.settings["lag"] == LAGS[-1]}
-    sheet = contact_sheet(list(largest.values()), [row.name for row in largest], 14)
+    sheet = contact_sheet(list(largest.values()), list(map(caption, largest)), 14)
     sheet.quantize(COLORS).save(folder / "lag_videos.png", optimize=True)
     excerpts, captions = [], []
     for row, video in first.items():
@@ -124,9 +124,14 @@ def sheets(videos: dict[Row, np.ndarray], judged: dict[Row, dict[str, float]], f
         worst = int(judged[row]["worst_border"])
         excerpts.append(video[max(0, worst - 6) : worst + 8])
         turned = judged[row]["largest_turn_pixels"]
-        captions.append(f"{row.name}: frame {worst}, {turned:.2f} px")
+        captions.append(f"{caption(row)}: border at frame {worst}, {turned:.2f} pixels")
     sheet = contact_sheet(excerpts, captions, 14)
     sheet.quantize(COLORS).save(folder / "lag_borders.png", optimize=True)
+
+
+def caption(row: Row) -> str:
+    scene = row.scene
+    return f"{scene.color} {scene.shape} {scene.motion}, {row.num_frames} frames, lag {row.settings['lag']}"
 
 
 def show(figures: list[dict[str, Any]]) -> None:

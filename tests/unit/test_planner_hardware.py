@@ -1,6 +1,7 @@
 """Devices of the planner: how people write their names, and that each can be planned for."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from paradit.models.published import published_spec
 from paradit.planner.hardware import find_cluster, known_devices
 from paradit.planner.simulate import Candidate, Simulator
 from paths import ROOT
-from planner_cases import run
+from planner_cases import MACHINE, run
 
 WRITTEN = {
     "4090": "1xRTX4090",
@@ -100,7 +101,7 @@ def test_every_device_is_planned_for(name: str) -> None:
     assert f"| {name} |" in page
 
 
-def test_what_a_device_computes_in() -> None:
+def test_what_a_device_computes_in(tmp_path: Path) -> None:
     small = ("--model", "wan2.1-t2v-1.3b-diffusers", "--size", "480x288", "--num-frames", "17")
     refused = run(*small, "--gpus", "2xT4")
     assert refused.returncode == 2
@@ -108,3 +109,16 @@ def test_what_a_device_computes_in() -> None:
     assert run(*small, "--gpus", "2xT4", "--dtype", "fp32").returncode == 0
     # A plan's command makes the planned video.
     assert " --dtype fp32" in run(*small, "--gpus", "2xA100", "--dtype", "fp32").stdout
+    # On a CPU, models run in fp32, so a plan for one is in fp32, too.
+    figures = MACHINE.replace("memory = 8e9", "memory = 8e10")
+    for ahead, dtype in (("true", "bf16"), ("false", "fp32")):
+        machine = tmp_path / f"{dtype}.toml"
+        machine.write_text(figures.replace("multiprocessors", f"ahead = {ahead}\nmultiprocessors"))
+        planned = run(*small, "--gpus", str(machine)).stdout
+        assert f", {dtype}, on " in planned
+        assert "--dtype" not in planned
+
+
+def test_a_model_that_must_be_converted_first() -> None:
+    planned = run("--model", "Open-Sora-Plan-v1.3.0", "--gpus", "1xH100", "--num-frames", "29")
+    assert says(planned.stdout.splitlines()[-1], "to run .. download its checkpoint .. `paradit convert`")

@@ -47,9 +47,10 @@ def plan(options: PlanOptions) -> int:
         _check_target(name, path, suffix, overwrite=options.overwrite)
     cluster = find_cluster(options.gpus)
     spec = with_loras(_spec(options.model), options.lora or ())
-    with as_files(_asked(options, spec)) as asked:
+    dtype = options.dtype or cluster.device.usual_dtype
+    with as_files(replace(_asked(options, spec), dtype=dtype)) as asked:
         request, long = _requests(asked, options, spec, Placement(ranks=cluster.ranks))
-        simulator = Simulator(cluster, spec, request, options.dtype, long)
+        simulator = Simulator(cluster, spec, request, dtype, long)
         plans = find_plans(simulator, options.num_prompts, options.goal)
     if options.json:
         print(json.dumps(plan_json(plans, simulator, options)))
@@ -90,7 +91,6 @@ def _asked(options: PlanOptions, spec: ModelSpec) -> Request:
         shift=options.shift,
         timesteps=parse_timesteps(options.timesteps),
         expert_step=options.expert_step,
-        dtype=options.dtype,
         image=_any_picture(spec) if spec.needs_image and options.image is None else options.image,
         last_image=(
             _any_picture(spec) if spec.needs_last_image and options.last_image is None else options.last_image

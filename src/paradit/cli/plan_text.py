@@ -15,6 +15,7 @@ from paradit.config.placement_text import write_groups
 from paradit.config.request_inputs import FITS
 from paradit.models.published import find_published
 from paradit.models.spec import ModelSpec
+from paradit.models.warnings import to_convert
 from paradit.planner.explain import bound_of, misfits, otherwise, reasons, ruled_out
 from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulated, Simulator, cost_model_of
@@ -29,7 +30,7 @@ def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
     prompts = "1 prompt" if options.num_prompts == 1 else f"{options.num_prompts} prompts"
     lines = [
         f"{simulator.spec.name}: {request.width}x{request.height}, {request.num_frames} frames, "
-        f"{request.num_inference_steps} steps, {prompts}, {options.dtype}, on {cluster.name}",
+        f"{request.num_inference_steps} steps, {prompts}, {simulator.dtype}, on {cluster.name}",
         *([f"steps: {text}"] if (text := steps_text(request, simulator.spec)) else []),
         f"{plans.compared} plans simulated; the best of each kind for {options.goal}, then the usual ones:",
         "",
@@ -109,11 +110,12 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
-    """Yield warnings about the videos of the plans in the table: what is not exact, or may not look right."""
+    """Yield warnings about the plans in the table: what is not exact, may look wrong, or cannot run yet."""
     shown = {plan.simulated.candidate.method for plan in (*plans.best[:SHOWN], *plans.usual)}
     for name in reversed(METHODS.names()):
         if name in shown:
             yield from cost_model_of(name).cautions(simulator)
+    yield from to_convert(simulator.spec)
 
 
 def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
@@ -141,7 +143,7 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         "shift": options.shift,
         "timesteps": options.timesteps,
         "expert_step": options.expert_step,
-        "dtype": options.dtype if options.dtype != "bf16" else None,  # the default on a GPU
+        "dtype": simulator.dtype if simulator.dtype != simulator.cluster.device.usual_dtype else None,
         "ranks": placement.ranks,
         "placement": write_groups(placement) if has_groups else None,
         "replicas": _above_one(placement.replicas),
@@ -213,7 +215,7 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
         **request.changed_steps,
         "evaluations_by_expert": request.evaluations(simulator.spec),
         "num_prompts": options.num_prompts,
-        "dtype": options.dtype,
+        "dtype": simulator.dtype,
         "goal": options.goal,
         "memory_limit_bytes": simulator.cluster.device.memory,
         "compared": plans.compared,

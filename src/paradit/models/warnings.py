@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
 from paradit.config.request_inputs import input_notes
 from paradit.config.requests import ResolvedRequest
 from paradit.models.folder import bundled_folder
+from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 
 
@@ -14,7 +17,18 @@ def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement
     """Return the warnings about a request for a model, and what becomes of its video, a line each."""
     of_model = _of_bundled(request, spec) if spec.folder == bundled_folder() else []
     notes = input_notes(request.video, request.fps, request.num_frames)
-    return [*notes, *of_model, *method_of(request).warnings(placement or Placement(), request, spec)]
+    of_method = method_of(request).warnings(placement or Placement(), request, spec)
+    return [*notes, *of_model, *of_method, *to_convert(spec)]
+
+
+def to_convert(spec: ModelSpec) -> list[str]:
+    """Return a warning if a model is a published one whose checkpoint must be converted before it can run."""
+    if spec.folder != Path(spec.name) or not family(spec.pipeline_class).checkpoint:
+        return []
+    return [
+        f"to run {spec.name!r}, download its checkpoint, convert it with `paradit convert`, and give the new "
+        "folder as model"
+    ]
 
 
 def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:

@@ -81,9 +81,14 @@ class PlanOptions(Options):
     timesteps: Timesteps = None
     expert_step: ExpertStep = None
     num_prompts: Annotated[int, Option(help="Number of videos, made one after the other.", metavar="N")] = 1
-    dtype: Annotated[str, Option(also=("precision", "torch-dtype"), help="bf16 or fp32.", metavar="TYPE")] = (
-        "bf16"
-    )
+    dtype: Annotated[
+        str | None,
+        Option(
+            also=("precision", "torch-dtype"),
+            help="bf16 or fp32. [default: bf16 on GPUs, fp32 on CPUs]",
+            metavar="TYPE",
+        ),
+    ] = None
     goal: Annotated[
         str,
         Option(

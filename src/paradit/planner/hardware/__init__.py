@@ -89,6 +89,11 @@ class Device:
             has = " or ".join(self.dense)
             raise InputError(f"a {self.name} does not compute in dtype {dtype}: use dtype {has}")
 
+    @property
+    def usual_dtype(self) -> str:
+        """Dtype in which models run on the device unless they are asked for another: fp32 on a CPU."""
+        return "bf16" if self.ahead else "fp32"
+
     def rate(self, kind: str, dtype: str) -> float:
         """Return the FLOP/s that large kernels of one kind achieve in a dtype.
 
