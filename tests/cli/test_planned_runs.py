@@ -126,7 +126,7 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     options, trace = ("--ranks", "2", "--explain", "--trace", "t.json"), tmp_path / "t.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
     (*_, line, _) = [event["line"] for event in named(told(tmp_path, model, *options), "explain")]
-    assert says(line, "attention auto: .. measured in the first step")
+    assert says(line, "attention auto: .. measured in the first step (--verbose names it)")
     assert rehearsals(trace) == 2  # one on each rank
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     events = told(tmp_path, model, *options)

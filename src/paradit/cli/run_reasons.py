@@ -65,7 +65,10 @@ def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) ->
     first = spec.transformers[0]
     choices = placement.choices(first.num_attention_heads, patterns=first.sparse_patterns)
     if placement.attention == AUTO or len(choices) > 1:
-        return [f"attention {placement.attention}: the fastest form, which is measured in the first step"]
+        return [
+            f"attention {placement.attention}: the fastest form, which is measured in the first step "
+            "(--verbose names it)"
+        ]
     return [f"attention {placement.attention}: as requested"]
 
 
