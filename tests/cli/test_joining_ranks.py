@@ -93,8 +93,6 @@ def ended(process: Warm, signum: int | None) -> tuple[int | None, str]:
 
 SWALLOWED = """
 import os, signal, sys
-from patience import wait_for
-from patience import wait_for
 from paradit.cli.signals import Stopped, stopping_cleanly
 
 class Callback:

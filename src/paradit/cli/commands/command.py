@@ -145,7 +145,7 @@ class Command(TyperCommand):
         fields, args = self._entry().fields(), _with_new_names(args, self._entry().renamed())
         _check_values(fields.values(), args)
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, [*args])  # it empties the list
         except TyperException as error:
             if "possibilities" in vars(error):  # there is no such option
                 vars(error)["possibilities"] = _nearest(vars(error)["option_name"], self._entry().meant())
