@@ -334,7 +334,10 @@ def test_a_published_model_is_planned_without_any_network(hub: HubServer, tmp_pa
     assert plan["tokens"] == 32760
     assert not hub.asked
     assert not (tmp_path / "home").exists()
-    plan = json.loads(planned("LanguageBind/Open-Sora-Plan-v1.3.0", HF_HUB_OFFLINE="1").stdout)
+    said, plan = map(
+        json.loads, planned("LanguageBind/Open-Sora-Plan-v1.3.0", HF_HUB_OFFLINE="1").stdout.splitlines()
+    )
+    assert says(said["message"], "to run .. download its checkpoint .. `paradit convert`")
     assert (plan["width"], plan["num_frames"], plan["tokens"]) == (640, 93, 24 * 22 * 40)
 
     # The cache takes precedence over the published configuration.

@@ -12,7 +12,14 @@ RESULT = {
 }
 PLAN = {
     **RESULT,
-    **{"prompt": "p", "pipeline_class": "P", "model_folder": "m", "latent_shape": [1, 2], "tokens": 3},
+    **{
+        "prompt": "p",
+        "method": "full",
+        "pipeline_class": "P",
+        "model_folder": "m",
+        "latent_shape": [1, 2],
+        "tokens": 3,
+    },
     **{"num_inference_steps": 4, "guidance_scale": 5.0, "step_flops": 6, "flops": 7, "dtype": "fp32"},
     **{"memory_bytes": {"peak": 8}, "ranks": 1, "steps": "", "inputs": ""},
 }
