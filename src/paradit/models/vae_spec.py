@@ -104,8 +104,8 @@ class VaeSpec(ABC):
     def decoder_convolutions(self) -> int:
         """Approximate number of the decoder's convolutions.
 
-        Each level has residual blocks of two, and up to two to enlarge its result and one as a shortcut; the
-        middle has two residual blocks, and one convolution comes before the levels, one after them.
+        Each residual block has two; a level has about two more, which enlarge its result or change its number
+        of channels. The middle block has four, and one comes before all levels, one after them.
         """
         levels = len(self.decoder_channels) or 1
         return (2 * (self.num_res_blocks + 1) + 2) * levels + 6

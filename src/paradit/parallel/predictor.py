@@ -36,7 +36,7 @@ class Branches:
         if len(self._prompts) == 1:
             return self.each[0]
         joined = self._transformer.join(self.each)
-        self.__dict__["each"] = self._transformer.separate(joined, self.each)  # frees what was copied
+        self.each = self._transformer.separate(joined, self.each)  # frees what was copied
         return joined
 
 

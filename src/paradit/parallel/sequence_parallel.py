@@ -133,7 +133,7 @@ class SequenceParallel:
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
         if self._mesh.cfg_degree == 1:
             branches = Branches(transformer, prompts)
-            assert branches.joined  # joins the contexts now, before anything refers to one of them
+            _ = branches.joined  # joins the contexts now, before anything refers to one of them
             return branches
         if len(prompts) != self._mesh.cfg_degree:
             raise ValueError(f"{len(prompts)} guidance branches on {self._mesh.cfg_degree} groups of ranks")
